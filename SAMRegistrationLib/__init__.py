@@ -1,0 +1,1 @@
+"""Registration of medical volumes by self-supervised anatomical embeddings."""

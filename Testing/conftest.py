@@ -1,0 +1,26 @@
+"""Shared fixtures: the real data folder, or a skip that says so."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> None:
+    """The suite is meant for two cores; more threads only slow it down there."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder with the real volumes; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("SAMREG_DATA", DEFAULT_DATA))
+    if not (folder / "manifest.json").is_file():
+        pytest.skip(f"real data not found in {folder}; set SAMREG_DATA to test with it")
+    return folder
