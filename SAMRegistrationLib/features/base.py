@@ -1,0 +1,132 @@
+"""What every feature extractor gives: unit vectors per voxel, and where these voxels are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..grid import Grid
+from ..image import Image
+from ..sampling import between_grids
+
+_CHANNELS_AT_ONCE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureMap:
+    """A vector of unit length for every voxel of a grid, so that a dot product is a cosine similarity.
+
+    Args:
+        data: (1, C, z, y, x), float32 or half precision.
+        grid: where the vectors belong, in LPS mm.
+
+    Raises:
+        ValueError: if the data's shape is not the grid's.
+    """
+
+    data: Tensor
+    grid: Grid
+
+    def __post_init__(self) -> None:
+        if self.data.dim() != 5 or self.data.shape[0] != 1 or tuple(self.data.shape[2:]) != self.grid.shape:
+            raise ValueError(f"features of shape {tuple(self.data.shape)} on a grid of shape {self.grid.shape}")
+
+    @property
+    def channels(self) -> int:
+        return int(self.data.shape[1])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FeatureMap:
+        """The same map on another device or in another precision."""
+        return replace(self, data=self.data.to(device=device, dtype=dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """The features of one volume.
+
+    Args:
+        fine: local appearance, at high resolution.
+        coarse: global anatomical context at a lower resolution, or None where the extractor has only one map.
+            Both grids have the same axis directions.
+    """
+
+    fine: FeatureMap
+    coarse: FeatureMap | None = None
+
+    def joined(self) -> FeatureMap:
+        """Both maps as one on the fine grid, whose dot product is the mean of both cosine similarities.
+
+        The coarse map is interpolated linearly at the fine voxels, renormalized and concatenated; everything is
+        scaled by 1/sqrt(2), which keeps unit length (SAM matching: SAME, section 2.1; SAMConvex, section 2.2).
+        """
+        if self.coarse is None:
+            return self.fine
+        fine, coarse = self.fine.data, self.coarse.data
+        joined = fine.new_empty((1, self.fine.channels + self.coarse.channels, *fine.shape[2:]))
+        torch.mul(fine, 0.5**0.5, out=joined[:, : self.fine.channels])
+        upsampled = joined[:, self.fine.channels :]
+        axes = _linear_weights(self.fine.grid, self.coarse.grid, coarse.device)
+        squared_length = torch.zeros((1, 1, *fine.shape[2:]), device=fine.device)
+        for first in range(0, self.coarse.channels, _CHANNELS_AT_ONCE):
+            channels = slice(first, first + _CHANNELS_AT_ONCE)
+            values = _interpolated(coarse[:, channels].float(), axes)
+            squared_length += values.square().sum(dim=1, keepdim=True)
+            upsampled[:, channels] = values
+        upsampled *= (0.5 / squared_length.clamp(min=1e-12)).sqrt().to(fine.dtype)
+        return FeatureMap(joined, self.fine.grid)
+
+
+class FeatureExtractor(Protocol):
+    """Turns a volume into features; extractors are interchangeable.
+
+    Attributes:
+        name: "mind" or the name of a model in the catalogue.
+        spacing: the isotropic working spacing in mm, or None if the extractor works at any.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spacing(self) -> float | None: ...
+
+    def extract(self, image: Image) -> Features:
+        """The features of a volume of any orientation and spacing, with the grids they lie on."""
+        ...
+
+    def extract_tensor(self, volume: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Fine and coarse unit vectors of a volume that is sampled as the extractor wants it.
+
+        Args:
+            volume: (1, 1, z, y, x), axes along L, P, S, at the working spacing or a pyramid level of it; HU for CT.
+
+        Returns:
+            (1, C, z', y', x') maps that divide the volume's box evenly: a map of stride s has its voxel i at the
+            volume's voxel s * i + (s - 1) / 2 (`align_corners=False`). The coarse map may be None. The last
+            voxels may reach beyond a volume whose size is not a multiple of the stride.
+        """
+        ...
+
+
+def _linear_weights(target: Grid, source: Grid, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """For z, y and x: lower and upper source index and the upper one's weight, at each target voxel."""
+    matrix = between_grids(target, source)
+    weights = []
+    for axis in (2, 1, 0):
+        index = torch.arange(target.size[axis], dtype=torch.float64)
+        position = (index * matrix[axis, axis] + matrix[axis, 3]).clamp(0, source.size[axis] - 1)
+        lower = position.floor()
+        upper = (lower + 1).clamp(max=source.size[axis] - 1)
+        fraction = (position - lower).float()
+        weights.append((lower.long().to(device), upper.long().to(device), fraction.to(device)))
+    return weights
+
+
+def _interpolated(values: Tensor, axes: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    for dimension, (lower, upper, fraction) in enumerate(axes, start=2):
+        weight = fraction.view([-1 if d == dimension else 1 for d in range(5)])
+        values = torch.lerp(values.index_select(dimension, lower), values.index_select(dimension, upper), weight)
+    return values
