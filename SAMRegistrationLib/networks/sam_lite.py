@@ -1,0 +1,185 @@
+"""``sam-lite``: a small anatomical embedding network for whole CT volumes on a CPU.
+
+The idea (a fine and a coarse unit vector per voxel that say where in the body the voxel is) is that of the
+SAM embedding, Yan et al. 2022 (IEEE TMI, arXiv 2012.02383); the architecture is our own. It is built for CPUs
+that multiply matrices in bfloat16: channels are multiples of 16, every convolution is dense, and the full
+resolution is touched only by a rearrangement. Batch normalization, not instance or group normalization, because
+its statistics are constants at inference: a crop and the whole volume get the same vectors, and the
+normalization folds into the convolutions.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+WORKING_SPACING = 2.0
+"""Isotropic voxel size in mm at which the network is meant to be used (trained for 1.5 to 3.3 mm)."""
+
+FINE_STRIDE = 2
+COARSE_STRIDE = 8
+TOTAL_STRIDE = 16
+"""Inputs are padded with air to multiples of this inside the network."""
+
+HU_KNOTS = (-1024.0, -200.0, 250.0, 1600.0)
+INPUT_KNOTS = (0.0, 0.5, 1.5, 2.0)
+"""Piecewise linear window: a third of the range for lung and fat edges, a half for soft tissue, the rest bone."""
+
+
+def preprocess_ct(volume_hu: Tensor) -> Tensor:
+    """Map Hounsfield units of any shape to the network's input range [0, 2], in float32.
+
+    A fixed monotone, piecewise linear curve (``HU_KNOTS`` to ``INPUT_KNOTS``) that is steepest for soft tissue.
+    Air is 0, so that zero padding in the convolutions and around the volume means air.
+    """
+    volume = volume_hu.float().clamp(HU_KNOTS[0], HU_KNOTS[-1])
+    result = torch.zeros_like(volume)
+    segments = zip(HU_KNOTS[:-1], HU_KNOTS[1:], INPUT_KNOTS[:-1], INPUT_KNOTS[1:], strict=True)
+    for lower, upper, start, end in segments:
+        slope = (end - start) / (upper - lower)
+        result += (volume - lower).clamp_(0.0, upper - lower) * slope
+    return result
+
+
+class SamLite(nn.Module):
+    """The embedding network: 3.6 M parameters, 0.37 TFLOP for 192x160x256 at ``width`` 32.
+
+    A space-to-depth stem brings the volume to stride 2; residual stages follow at strides 2, 4, 8 and 16. At
+    stride 16 (32 mm) every 3x3x3 convolution adds 64 mm to the field of view, and one of the two blocks there is
+    dilated, which gives the vectors the context of about half a meter that telling vertebral levels apart takes.
+    A top-down path carries that context to the coarse head (stride 8) and on to the fine head (stride 2).
+
+    Args:
+        width: channels at stride 2, a multiple of 16; all other widths follow from it.
+        embedding_channels: length of the fine and of the coarse vectors.
+    """
+
+    def __init__(self, width: int = 32, embedding_channels: int = 64) -> None:
+        super().__init__()
+        half, quarter, eighth, sixteenth = width, 2 * width, 3 * width, 7 * width // 2
+        self.width = width
+        self.embedding_channels = embedding_channels
+        self.stem = ConvolutionUnit(8, half)
+        self.stage_half = ResidualBlock(half, convolutions=1)
+        self.stage_quarter = _stage(half, quarter, dilations=(1, 1))
+        self.stage_eighth = _stage(quarter, eighth, dilations=(1, 1))
+        self.stage_sixteenth = _stage(eighth, sixteenth, dilations=(1, 2))
+        self.top_down_eighth = TopDownMerge(sixteenth, eighth, eighth)
+        self.top_down_quarter = TopDownMerge(eighth, quarter, quarter)
+        self.top_down_half = TopDownMerge(quarter, half, half, refine=False)
+        self.coarse_head = nn.Conv3d(eighth, embedding_channels, 3, padding=1)
+        self.fine_head = nn.Conv3d(half, embedding_channels, 3, padding=1)
+
+    def forward(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed preprocessed volumes.
+
+        Args:
+            volume: (B, 1, D, H, W), the output of `preprocess_ct`, axes z, y, x, isotropic voxels.
+
+        Returns:
+            ``fine`` (B, C, ceil(D/2), ceil(H/2), ceil(W/2)) and ``coarse`` (B, C, ceil(D/8), ...), unit vectors
+            along C. Fine voxel i covers input voxels 2i and 2i+1 (center 2i+0.5); coarse voxel i covers input
+            voxels 8i to 8i+7 (center 8i+3.5).
+        """
+        half = self.stage_half(self.stem(_space_to_depth(_pad_with_air(volume))))
+        quarter = self.stage_quarter(half)
+        eighth = self.stage_eighth(quarter)
+        eighth = self.top_down_eighth(self.stage_sixteenth(eighth), eighth)
+        quarter = self.top_down_quarter(eighth, quarter)
+        half = self.top_down_half(quarter, half)
+        size = volume.shape[2:]
+        fine = _crop(self.fine_head(half), size, FINE_STRIDE)
+        coarse = _crop(self.coarse_head(eighth), size, COARSE_STRIDE)
+        return functional.normalize(fine, dim=1), functional.normalize(coarse, dim=1)
+
+    def fused(self) -> SamLite:
+        """A copy in evaluation mode with every normalization folded into its convolution (for inference)."""
+        network = copy.deepcopy(self).eval()
+        for module in network.modules():
+            if isinstance(module, ConvolutionUnit):
+                module.fuse()
+        return network
+
+
+class ConvolutionUnit(nn.Module):
+    """Convolution, batch normalization and, unless told not to, ReLU."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, dilation: int = 1, relu: bool = True
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel // 2) if stride == 1 else 0
+        self.convolution = nn.Conv3d(
+            inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation, bias=False
+        )
+        self.normalization: nn.Module = nn.BatchNorm3d(outputs)
+        self.relu = relu
+
+    def forward(self, features: Tensor) -> Tensor:
+        features = self.normalization(self.convolution(features))
+        return functional.relu(features, inplace=True) if self.relu else features
+
+    def fuse(self) -> None:
+        """Fold the normalization into the convolution; evaluation mode only."""
+        self.convolution = fuse_conv_bn_eval(self.convolution, self.normalization)
+        self.normalization = nn.Identity()
+
+
+class ResidualBlock(nn.Module):
+    """One or two 3x3x3 convolutions with a shortcut; the last one is followed by ReLU after the sum."""
+
+    def __init__(self, channels: int, *, convolutions: int = 2, dilation: int = 1) -> None:
+        super().__init__()
+        units = [
+            ConvolutionUnit(channels, channels, dilation=dilation, relu=index < convolutions - 1)
+            for index in range(convolutions)
+        ]
+        self.body = nn.Sequential(*units)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return functional.relu(self.body(features) + features, inplace=True)
+
+
+class TopDownMerge(nn.Module):
+    """Bring context from the next coarser stage: project, enlarge, add to the finer stage, convolve."""
+
+    def __init__(self, coarse: int, fine: int, outputs: int, *, refine: bool = True) -> None:
+        super().__init__()
+        self.context = nn.Conv3d(coarse, outputs, 1)
+        self.lateral = nn.Conv3d(fine, outputs, 1)
+        self.refine: nn.Module = ConvolutionUnit(outputs, outputs) if refine else nn.ReLU(inplace=True)
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        context = functional.interpolate(self.context(coarse), scale_factor=2.0, mode="nearest")
+        return self.refine(self.lateral(fine) + context)
+
+
+def _stage(inputs: int, outputs: int, *, dilations: tuple[int, ...]) -> nn.Sequential:
+    """Halve the resolution with a 2x2x2 convolution (which keeps cell centers exact), then residual blocks."""
+    blocks = [ResidualBlock(outputs, dilation=dilation) for dilation in dilations]
+    return nn.Sequential(ConvolutionUnit(inputs, outputs, 2, stride=2), *blocks)
+
+
+def _pad_with_air(volume: Tensor) -> Tensor:
+    """Pad (B, 1, D, H, W) at the far ends with 0, which is air, to multiples of the total stride."""
+    padding: list[int] = []
+    for size in reversed(volume.shape[2:]):
+        padding += [0, -size % TOTAL_STRIDE]
+    return functional.pad(volume, padding) if any(padding) else volume
+
+
+def _space_to_depth(volume: Tensor) -> Tensor:
+    """Rearrange (B, 1, 2D, 2H, 2W) into (B, 8, D, H, W): each 2x2x2 cell becomes eight channels."""
+    batch, _, depth, height, width = volume.shape
+    cells = volume.reshape(batch, depth // 2, 2, height // 2, 2, width // 2, 2)
+    channels_last = cells.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, depth // 2, height // 2, width // 2, 8)
+    return channels_last.permute(0, 4, 1, 2, 3)
+
+
+def _crop(features: Tensor, input_size: torch.Size, stride: int) -> Tensor:
+    depth, height, width = (-(-size // stride) for size in input_size)
+    return features[:, :, :depth, :height, :width]
