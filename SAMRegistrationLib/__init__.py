@@ -27,7 +27,7 @@ _EXPORTS = {
     "write_transform": "transform_io",
 }
 
-__all__ = sorted(_EXPORTS)  # noqa: PLE0605
+__all__ = sorted(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:

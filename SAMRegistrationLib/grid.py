@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-FloatArray = NDArray[np.float64]
+FloatArray = NDArray[Any]
 IDENTITY_DIRECTION = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 
 
@@ -61,7 +61,7 @@ class Grid:
         matrix = np.asarray(matrix, dtype=np.float64)
         spacing = np.linalg.norm(matrix[:3, :3], axis=0)
         direction = matrix[:3, :3] / spacing
-        return cls(tuple(size), tuple(spacing), tuple(matrix[:3, 3]), tuple(direction.ravel()))  # type: ignore[arg-type]
+        return cls(tuple(size), tuple(spacing), tuple(matrix[:3, 3]), tuple(direction.ravel()))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -138,7 +138,7 @@ class Grid:
 
     def _centered(self, size: NDArray[Any], spacing: NDArray[Any]) -> Grid:
         origin = self.center - self.axes @ ((size - 1) / 2 * spacing)
-        return Grid(tuple(size), tuple(spacing), tuple(origin), self.direction)  # type: ignore[arg-type]
+        return Grid(tuple(size), tuple(spacing), tuple(origin), self.direction)
 
     def strided(self, stride: int | Sequence[int], offset: float = 0.0, size: Sequence[int] | None = None) -> Grid:
         """The grid whose voxel i lies at voxel `i * stride + offset` of this one (a strided network's output)."""
@@ -146,21 +146,23 @@ class Grid:
         new_size = size if size is not None else -(-np.asarray(self.size) // strides)
         spacing = np.asarray(self.spacing) * strides
         origin = self.to_world(np.full(3, offset))
-        return Grid(tuple(new_size), tuple(spacing), tuple(origin), self.direction)  # type: ignore[arg-type]
+        return Grid(tuple(new_size), tuple(spacing), tuple(origin), self.direction)
 
     def cropped(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
         """The part from voxel `lower` up to, not including, voxel `upper`; may also reach outside."""
         size = np.asarray(upper) - np.asarray(lower)
-        return Grid(tuple(size), self.spacing, tuple(self.to_world(lower)), self.direction)  # type: ignore[arg-type]
+        return Grid(tuple(size), self.spacing, tuple(self.to_world(lower)), self.direction)
 
     def padded(self, voxels: int | Sequence[int]) -> Grid:
         """The grid grown by `voxels` on both sides of each axis."""
         margin = np.broadcast_to(np.asarray(voxels), (3,))
-        return self.cropped(-margin, np.asarray(self.size) + margin)
+        return self.cropped((-margin).tolist(), (np.asarray(self.size) + margin).tolist())
 
     def isclose(self, other: Grid, tolerance: float = 1e-3) -> bool:
         """Whether both grids have the same size and their corners agree to `tolerance` mm."""
-        return self.size == other.size and bool(np.allclose(self.corners(), other.corners(), rtol=0, atol=tolerance))
+        return self.size == other.size and bool(
+            np.allclose(self.corners(), other.corners(), rtol=0, atol=tolerance)
+        )
 
     def overlap(self, other: Grid) -> float:
         """The fraction of this box's volume that lies inside the other box (by sampling, to about 1 %)."""

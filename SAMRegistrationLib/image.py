@@ -97,9 +97,9 @@ class Image:
             corner[order[world]] = first[world]
         direction = np.stack([axes[:, order[w]] * (-1 if flips[w] else 1) for w in range(3)], axis=1)
         grid = Grid(
-            tuple(self.grid.size[a] for a in order),  # type: ignore[arg-type]
-            tuple(self.grid.spacing[a] for a in order),  # type: ignore[arg-type]
-            tuple(self.grid.to_world(corner)),  # type: ignore[arg-type]
+            tuple(self.grid.size[a] for a in order),
+            tuple(self.grid.spacing[a] for a in order),
+            tuple(self.grid.to_world(corner)),
             tuple(direction.ravel()),
         )
         return replace(self, data=data.contiguous(), grid=grid)
