@@ -1,0 +1,217 @@
+"""Choose the benchmark pairs once, by a seed, and write pairs.json.
+
+    python -m Testing.benchmarks.choose_pairs --data ../shared/data
+
+Run again it gives the same file. OpenKBP pairs come only from the subjects that training never sees
+(Testing/training_split.json); every one of them is the fixed volume of one pair and the moving one of another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from .pairs import PAIRS_FILE, FloatArray
+
+SEED = 20261122
+SPLIT_FILE = Path(__file__).resolve().parents[1] / "training_split.json"
+STS_PAIRS = 10
+MAX_ROTATION_DEGREES = 20.0
+MAX_TRANSLATION_MM = 30.0
+
+TRUNK_GROUPS = {
+    "solid organs": (1, 2, 3, 5, 7, 9),
+    "stomach and bowel": (6, 18, 19, 20),
+    "lungs": (10, 11, 14),
+    "spine and cord": (29, 30, 31, 32, 79),
+    "vessels": (52, 63, 64),
+    "muscles": (86, 87, 88, 89),
+    "ribs and cartilage": (101, 102, 117),
+}
+OPEN_ENDED_TRUNK = (18, 20, 52, 63, 79, 86, 87, 88, 89)
+
+Entry = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="the data folder, with manifest.json")
+    data = parser.parse_args().data
+    table = choose(json.loads((data / "manifest.json").read_text()), data)
+    PAIRS_FILE.write_text(json.dumps(table, indent=1) + "\n")
+    print(f"{len(table['pairs'])} pairs written to {PAIRS_FILE.name}")
+
+
+def choose(manifest: Entry, data: Path) -> Entry:
+    """The content of pairs.json: suites, label tables and pairs."""
+    items = {item["name"]: item for item in manifest["items"]}
+    pairs = [
+        *_openkbp_pairs(items),
+        *_trunk_pairs(items),
+        *_brain_pairs(manifest, items),
+        *_limb_pairs(manifest, items, data),
+    ]
+    return {
+        "seed": SEED,
+        "data_version": manifest["version"],
+        "suites": {"issue2": list(dict.fromkeys(pair["family"] for pair in pairs))},
+        "label_tables": _label_tables(manifest["label_schemes"]),
+        "pairs": pairs,
+    }
+
+
+def _label_tables(schemes: Entry) -> dict[str, list[Entry]]:
+    openkbp = [
+        {
+            "value": int(value),
+            "name": name,
+            "group": name,
+            "open_ended": name in ("SpinalCord", "Esophagus"),
+        }
+        for value, name in schemes["openkbp"].items()
+    ]
+    names = schemes["totalsegmentator_v2"]
+    trunk = [
+        {"value": value, "name": names[str(value)], "group": group, "open_ended": value in OPEN_ENDED_TRUNK}
+        for group, values in TRUNK_GROUPS.items()
+        for value in values
+    ]
+    return {
+        "openkbp": openkbp,
+        "trunk": trunk,
+        "panc001": [
+            {"value": 1, "name": "small bowel", "group": "small bowel"},
+            {"value": 4, "name": "stomach and duodenum", "group": "stomach and duodenum"},
+            {"value": 2, "name": "left lung", "group": "lungs", "scored": False},
+            {"value": 3, "name": "right lung", "group": "lungs", "scored": False},
+        ],
+        "plm": [
+            {"value": 2, "name": "right lung", "group": "lung"},
+            {"value": 4, "name": "bone", "group": "bone"},
+        ],
+        "bone": [{"value": 4, "name": "bone", "group": "bone"}],
+    }
+
+
+def _openkbp_pairs(items: Entry) -> list[Entry]:
+    subjects = sorted(json.loads(SPLIT_FILE.read_text())["validation"])
+    ring = random.Random(SEED).sample(subjects, len(subjects))
+    return [
+        _entry(items, f"{fixed}__{moving}", "openkbp_inter", fixed, moving, start="centers", labels="openkbp")
+        for fixed, moving in zip(ring, ring[1:] + ring[:1], strict=True)
+    ]
+
+
+def _trunk_pairs(items: Entry) -> list[Entry]:
+    def frame(name: str, family: str, fixed: str, moving: str, labels: str, **more: Any) -> Entry:
+        return _entry(items, name, family, fixed, moving, start="identity", labels=labels, **more)
+
+    landmarks = items["plm_t0"]["landmarks"]["file"]
+    common = {"region": "common frame"}
+    return [
+        frame("plm_4dct", "plm_4dct", "plm_t0", "plm_t5", "plm", landmarks=landmarks),
+        frame("panc001_ct_cbct02", "panc001", "panc001_cbct02", "panc001_ct", "panc001", **common),
+        frame("panc001_ct_cbct07", "panc001", "panc001_cbct07", "panc001_ct", "panc001", **common),
+        frame("panc001_cbct_cbct", "panc001", "panc001_cbct02", "panc001_cbct07", "panc001", **common),
+        _entry(
+            items,
+            "lidc0405_ts_example",
+            "lidc0405_ts_example",
+            "lidc0405",
+            "ts_example",
+            start="centers",
+            labels="trunk",
+            region="overlap",
+        ),
+        frame(
+            "tcga_chest_abdomen",
+            "tcga_chest_abdomen",
+            "tcga_a3kf_abdomen",
+            "tcga_a3kf_chest",
+            "bone",
+            still_label=4,
+            **common,
+        ),
+    ]
+
+
+def _brain_pairs(manifest: Entry, items: Entry) -> list[Entry]:
+    entries = []
+    for pair in manifest["pairs"]:
+        if not pair["name"].startswith("brainweb_"):
+            continue
+        reference = items[pair["fixed"]]["reference_transform"]
+        entry = _entry(items, pair["name"], "brain_mr", pair["fixed"], pair["moving"], start="identity")
+        entry["truth"] = {"mask": "head", **_brain_truth(reference)}
+        entries.append(entry)
+    return entries
+
+
+def _brain_truth(reference: Entry | str) -> Entry:
+    """The manifest gives a field file, or the words 'p_moving = Rz(a deg) (p_fixed + (t,0,0))'."""
+    if not isinstance(reference, str):
+        return {"field": reference["file"]}
+    degrees = float(reference.split("Rz(")[1].split(" deg")[0])
+    shift = [float(value) for value in reference.split("p_fixed + (")[1].split(")")[0].split(",")]
+    matrix = np.eye(4)
+    matrix[:3, :3] = _rotation(np.array([0.0, 0.0, 1.0]), np.radians(degrees))
+    matrix[:3, 3] = matrix[:3, :3] @ shift
+    return {"matrix": matrix.tolist()}
+
+
+def _limb_pairs(manifest: Entry, items: Entry, data: Path) -> list[Entry]:
+    names = sorted(pair["name"] for pair in manifest["pairs"] if pair["name"].startswith("sts"))
+    chosen = sorted(random.Random(SEED).sample(names, STS_PAIRS))
+    generator = np.random.default_rng(SEED)
+    entries = []
+    for name in chosen:
+        subject = name.split("_")[0]
+        fixed, moving = f"{subject}_ct", f"{subject}_mrt1"
+        entry = _entry(items, name, "sts_ct_mr", fixed, moving, start="identity")
+        offset = _random_offset(generator, _center(data / items[moving]["file"])).round(9).tolist()
+        # The source aligned both scans: what moved the MR in world space is what takes the CT to it.
+        entry["moving_offset"] = offset
+        entry["truth"] = {"mask": "limb", "matrix": offset}
+        entries.append(entry)
+    return entries
+
+
+def _random_offset(generator: np.random.Generator, center: FloatArray) -> FloatArray:
+    """A rotation about `center` by up to 20 degrees about a random axis, then a shift of up to 30 mm."""
+    axis, shift = (vector / np.linalg.norm(vector) for vector in generator.normal(size=(2, 3)))
+    rotation = _rotation(axis, np.radians(generator.uniform(0, MAX_ROTATION_DEGREES)))
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation
+    matrix[:3, 3] = center - rotation @ center + shift * generator.uniform(0, MAX_TRANSLATION_MM)
+    return matrix
+
+
+def _rotation(axis: FloatArray, angle: float) -> FloatArray:
+    x, y, z = axis
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
+
+
+def _center(path: Path) -> FloatArray:
+    image = sitk.ReadImage(str(path))
+    return np.asarray(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
+
+
+def _entry(items: Entry, name: str, family: str, fixed: str, moving: str, **more: Any) -> Entry:
+    entry: Entry = {"name": name, "family": family, "fixed": items[fixed]["file"], "moving": items[moving]["file"]}
+    if "labels" in more:
+        for role, item in (("fixed", items[fixed]), ("moving", items[moving])):
+            files = [label["file"] for label in item["labels"]]
+            # Where a volume has labels of its source, the automatic ones are not wanted.
+            entry[f"{role}_labels"] = next((file for file in files if "_labels" in file), files[0])
+    return entry | more
+
+
+if __name__ == "__main__":
+    main()
