@@ -1,0 +1,142 @@
+"""Coupled convex optimization over a cost volume, and the three-level pyramid of SAMConvex.
+
+SAMConvex section 2.2 splits the energy into a pointwise search and a smoothing (equation 3) and alternates them
+while the coupling grows. Everything is in voxels here: the published code measures the coupling |v - u|^2 in
+units of half the volume, where the given weights have no effect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from SAMRegistrationLib.solvers.cost_volume import Measure, cost_volume, displacements
+from SAMRegistrationLib.solvers.filters import smooth
+from SAMRegistrationLib.solvers.ops import compose, upsample, warp, zero_field
+
+COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+RADII = (2, 3, 3)
+SMOOTHING_PASSES = 3
+VOXELS_PER_CHUNK = {"cpu": 2048, "cuda": 1 << 18}
+
+MovingFeatures = Callable[[int, torch.Tensor], torch.Tensor]
+Progress = Callable[[float], None]
+
+
+@torch.no_grad()
+def solve_level(
+    cost: torch.Tensor,
+    radius: int,
+    couplings: Sequence[float] = COUPLINGS,
+    passes: int = SMOOTHING_PASSES,
+) -> torch.Tensor:
+    """Minimize cost plus smoothness over the shifts of one cost volume (SAMConvex equation 3).
+
+    u starts as the smoothed cheapest shift; each coupling c then gives v = argmin_d cost(d) + c |d - u|^2 and
+    u = smooth(v).
+
+    Args:
+        cost: (1, (2 radius + 1)**3, z, y, x) from `cost_volume`.
+        radius: search radius in voxels.
+        couplings: the growing weights c = 1 / (2 theta), per squared voxel.
+        passes: 3x3x3 mean passes of one smoothing.
+
+    Returns:
+        (1, 3, z, y, x) displacement in voxels, float32.
+    """
+    shifts = displacements(radius, cost.device)
+    u = smooth(_shift_field(shifts, cheapest_shift(cost)), passes)
+    for coupling in couplings:
+        u = smooth(_shift_field(shifts, cheapest_shift(cost, shifts, u, coupling)), passes)
+    return u
+
+
+def cheapest_shift(
+    cost: torch.Tensor,
+    shifts: torch.Tensor | None = None,
+    u: torch.Tensor | None = None,
+    coupling: float = 0.0,
+) -> torch.Tensor:
+    """Index of the cheapest shift per voxel, with the coupling to a field if one is given.
+
+    |d - u|^2 = |d|^2 - 2 d.u + |u|^2, and the last term does not change which d is cheapest: the coupled cost is
+    a matrix product of rank three added to the cost, taken in chunks of voxels.
+
+    Args:
+        cost: (1, K, z, y, x).
+        shifts: (K, 3); with u only.
+        u: (1, 3, z, y, x) field to stay close to.
+        coupling: weight per squared voxel.
+
+    Returns:
+        (z, y, x) int64.
+    """
+    flat = cost[0].flatten(1)
+    field = None if u is None else u[0].flatten(1)
+    chunk = VOXELS_PER_CHUNK.get(cost.device.type, VOXELS_PER_CHUNK["cuda"])
+    best = torch.empty(flat.shape[1], dtype=torch.long, device=cost.device)
+    for start in range(0, flat.shape[1], chunk):
+        part = flat[:, start : start + chunk].float()
+        if field is not None and shifts is not None:
+            part = torch.addmm(part, shifts, field[:, start : start + chunk], alpha=-2.0 * coupling)
+            part += coupling * shifts.square().sum(1, keepdim=True)
+        best[start : start + chunk] = part.min(dim=0).indices
+    return best.view(cost.shape[2:])
+
+
+def _shift_field(shifts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    return shifts.t()[:, indices.flatten()].view(1, 3, *indices.shape)
+
+
+def warped_features(moving_levels: Sequence[torch.Tensor]) -> MovingFeatures:
+    """Return the moving side of `solve_pyramid` that warps given features, one (1, C, z, y, x) per level."""
+    return lambda level, u: warp(moving_levels[level], u)
+
+
+@torch.no_grad()
+def solve_pyramid(
+    fixed_levels: Sequence[torch.Tensor],
+    moving_at: MovingFeatures,
+    radii: Sequence[int] = RADII,
+    couplings: Sequence[float] = COUPLINGS,
+    *,
+    passes: int = SMOOTHING_PASSES,
+    measure: Measure | str = Measure.COSINE,
+    initial: torch.Tensor | None = None,
+    cost_type: torch.dtype = torch.float32,
+    progress: Progress | None = None,
+) -> torch.Tensor:
+    """Register coarse to fine, composing the solutions of the levels (SAMConvex section 2.4).
+
+    Args:
+        fixed_levels: fixed features per level, coarsest first, each (1, C, z, y, x); channels may differ between
+            levels.
+        moving_at: called as `moving_at(level, u)` with the current displacement u (1, 3, z, y, x) in voxels of
+            that level; returns the moving features on the fixed grid as they look after warping by u. Either
+            warp features (see `warped_features`) or warp the image and extract again, as the paper does.
+        radii: search radius per level, in its voxels.
+        couplings: see `solve_level`.
+        passes: 3x3x3 mean passes of one smoothing.
+        measure: see `cost_volume`.
+        initial: displacement to start from, on a grid of any size over the same box.
+        cost_type: type of the stored cost volumes; float16 halves their memory.
+        progress: called with the finished fraction after each level; may raise to cancel.
+
+    Returns:
+        (1, 3, z, y, x) displacement on the grid of the last level, in its voxels.
+
+    Raises:
+        ValueError: if the numbers of levels and radii differ.
+    """
+    if len(radii) != len(fixed_levels):
+        raise ValueError(f"{len(fixed_levels)} levels need as many radii, not {len(radii)}")
+    u = zero_field(fixed_levels[0].shape[2:], fixed_levels[0].device) if initial is None else initial
+    for level, (fixed, radius) in enumerate(zip(fixed_levels, radii, strict=True)):
+        if u.shape[2:] != fixed.shape[2:]:
+            u = smooth(upsample(u, fixed.shape[2:]), passes)
+        cost = cost_volume(fixed, moving_at(level, u), radius, measure, dtype=cost_type)
+        u = compose(solve_level(cost, radius, couplings, passes), u)
+        if progress is not None:
+            progress((level + 1) / len(fixed_levels))
+    return smooth(u, passes)
