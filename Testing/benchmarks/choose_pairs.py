@@ -21,7 +21,9 @@ from .pairs import PAIRS_FILE, FloatArray
 
 SEED = 20261122
 SPLIT_FILE = Path(__file__).resolve().parents[1] / "training_split.json"
-STS_PAIRS = 10
+# These two MR lie more than 6 mm off their CT: shifting them raises the mutual information, which it does for
+# none of the other ten beyond the noise. Their "identity" is no reference.
+MISALIGNED_LIMBS = ("sts001_ct_mr", "sts016_ct_mr")
 MAX_ROTATION_DEGREES = 20.0
 MAX_TRANSLATION_MM = 30.0
 
@@ -166,11 +168,10 @@ def _brain_truth(reference: Entry | str) -> Entry:
 
 
 def _limb_pairs(manifest: Entry, items: Entry, data: Path) -> list[Entry]:
-    names = sorted(pair["name"] for pair in manifest["pairs"] if pair["name"].startswith("sts"))
-    chosen = sorted(random.Random(SEED).sample(names, STS_PAIRS))
+    names = {pair["name"] for pair in manifest["pairs"] if pair["name"].startswith("sts")}
     generator = np.random.default_rng(SEED)
     entries = []
-    for name in chosen:
+    for name in sorted(names - set(MISALIGNED_LIMBS)):
         subject = name.split("_")[0]
         fixed, moving = f"{subject}_ct", f"{subject}_mrt1"
         entry = _entry(items, name, "sts_ct_mr", fixed, moving, start="identity")

@@ -1,0 +1,198 @@
+"""How right a displacement is: every kind of ground truth a pair has, by the library's own metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from numpy.typing import NDArray
+
+from SAMRegistrationLib.field import DisplacementField
+from SAMRegistrationLib.image import Image
+from SAMRegistrationLib.metrics.landmarks import point_distances
+from SAMRegistrationLib.metrics.overlap import (
+    center_distance_per_label,
+    common_labels,
+    dice_per_label,
+    hausdorff95_per_label,
+    within,
+)
+from SAMRegistrationLib.metrics.smoothness import field_quality
+from SAMRegistrationLib.sampling import Interpolation
+
+from .method import read_volume
+from .pairs import FloatArray, Mask, Pair, Region, Truth
+
+BoolArray = NDArray[np.bool_]
+LabelArray = NDArray[np.int64]
+BODY_HU = -500.0
+STILL_WIDTH_MM = 35.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number. `label` names the organ, and is empty for measures of the whole volume."""
+
+    metric: str
+    value: float | None
+    label: str = ""
+    group: str = ""
+    scored: bool = True
+
+    def as_row(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def evaluate(pair: Pair, field: DisplacementField) -> list[Score]:
+    """All scores of a displacement (mm, on the grid of the pair's fixed volume).
+
+    Metrics: `dice` (0..1), `hd95_mm`, `center_mm` per label; `tre_*_mm` over landmarks; `error_*_mm` against a
+    known transform inside its mask; `still_*_mm`, the displacement where the common scanner frame says zero;
+    `folded_percent`, `ndv_percent`, `sdlogj`, `sdlogj_l2r` of the field; `inside_percent`, how much of the
+    fixed grid is mapped into the moving volume.
+    """
+    fixed, moving = read_volume(pair.fixed), read_volume(pair.moving)
+    inside = _mapped_inside(field, moving)
+    scores = [Score("inside_percent", 100 * float(inside.mean())), *_smoothness(field)]
+    if pair.fixed_labels and pair.moving_labels:
+        scores += _label_scores(pair, field, _region(pair, fixed, moving, inside))
+    if pair.landmarks:
+        fixed_points, moving_points = pair.landmark_points()
+        scores += _distances("tre", point_distances(field.transform_points(fixed_points), moving_points))
+    if pair.truth:
+        points = _judged_points(pair.truth, fixed, moving)
+        errors = point_distances(field.transform_points(points), pair.truth.transform_points(points))
+        scores += _distances("error", errors)
+    if pair.still_label is not None:
+        scores += _distances("still", _still_displacements(pair, field))
+    return scores
+
+
+def _smoothness(field: DisplacementField) -> list[Score]:
+    quality = field_quality(field.to_voxels())
+    return [
+        Score("folded_percent", quality.folded_percent),
+        Score("ndv_percent", quality.ndv_percent),
+        Score("sdlogj", quality.sdlogj),
+        Score("sdlogj_l2r", quality.sdlogj_learn2reg),
+    ]
+
+
+def _distances(prefix: str, distances: FloatArray) -> list[Score]:
+    return [
+        Score(f"{prefix}_mean_mm", float(distances.mean())),
+        Score(f"{prefix}_p95_mm", float(np.percentile(distances, 95))),
+        Score(f"{prefix}_max_mm", float(distances.max())),
+    ]
+
+
+def _label_scores(pair: Pair, field: DisplacementField, region: BoolArray | None) -> list[Score]:
+    fixed_image, moving_image = _read_labels(pair.fixed_labels), _read_labels(pair.moving_labels)
+    fixed, moving = _whole_numbers(fixed_image), _whole_numbers(moving_image)
+    warped = _whole_numbers(field.warp(moving_image, Interpolation.NEAREST, default=0))
+    if region is not None:
+        fixed, warped = within(fixed, region), within(warped, region)
+    present = set(common_labels(_whole_numbers(fixed_image), moving))
+    labels = {label.value: label for label in pair.labels if label.value in present}
+    grid = fixed_image.grid
+    centers = center_distance_per_label(fixed, warped, labels, grid)
+    for value in (value for value, label in labels.items() if label.open_ended):
+        centers[value] = center_distance_per_label(*_shared_slices(fixed, warped, value), [value], grid)[value]
+    # A label that the transform drove out of the compared region altogether is an overlap of nothing.
+    overlaps = {v: 0.0 if math.isnan(d) else d for v, d in dice_per_label(fixed, warped, labels).items()}
+    surfaces = hausdorff95_per_label(fixed, warped, labels, grid.spacing)
+    per_metric = {"dice": overlaps, "hd95_mm": surfaces, "center_mm": centers}
+    return [
+        Score(metric, _finite(values[value]), label.name, label.group, label.scored)
+        for metric, values in per_metric.items()
+        for value, label in labels.items()
+    ]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _shared_slices(fixed: LabelArray, warped: LabelArray, value: int) -> tuple[LabelArray, LabelArray]:
+    """Both maps of one label, only in the slices that hold it in both."""
+    first, second = fixed == value, warped == value
+    shared = (first.any(axis=(1, 2)) & second.any(axis=(1, 2)))[:, None, None]
+    return np.where(first & shared, value, 0), np.where(second & shared, value, 0)
+
+
+def _region(pair: Pair, fixed: Image, moving: Image, inside: BoolArray) -> BoolArray | None:
+    if pair.region is Region.OVERLAP:
+        return inside
+    if pair.region is Region.COMMON_FRAME:
+        moving_body = moving.with_data(torch.from_numpy(_body(moving).astype(np.float32)))
+        moved = moving_body.resampled(fixed.grid, Interpolation.NEAREST, default=0).data.numpy() > 0.5
+        return _body(fixed) & moved
+    return None
+
+
+def _mapped_inside(field: DisplacementField, moving: Image) -> BoolArray:
+    """The fixed voxels that are mapped into the moving volume (z, y, x)."""
+    everything = moving.with_data(torch.ones_like(moving.data))
+    return field.warp(everything, Interpolation.NEAREST, default=0).data.numpy() > 0.5
+
+
+def _judged_points(truth: Truth, fixed: Image, moving: Image) -> FloatArray:
+    """World positions (n, 3) of the masked fixed voxels whose true partner has data in the moving volume."""
+    mask = _head(fixed) if truth.mask is Mask.HEAD else _body(fixed)
+    points = fixed.grid.to_world(np.argwhere(mask)[:, ::-1])
+    partners = np.rint(moving.grid.to_voxel(truth.transform_points(points))).astype(np.int64)
+    judged = np.all((partners >= 0) & (partners < np.asarray(moving.grid.size)), axis=1)
+    if truth.mask is Mask.LIMB:
+        x, y, z = partners[judged].T
+        judged[judged] = moving.data.numpy()[z, y, x] > 0
+    return points[judged]
+
+
+def _still_displacements(pair: Pair, field: DisplacementField) -> FloatArray:
+    """Lengths in mm of the displacements at the spine: the label's voxels near its middle, behind its center."""
+    label_map = _read_labels(pair.fixed_labels)
+    region = _region(pair, read_volume(pair.fixed), read_volume(pair.moving), np.ones(1, dtype=bool))
+    index = np.argwhere((_whole_numbers(label_map) == pair.still_label) & region)
+    world = label_map.grid.to_world(index[:, ::-1])
+    middle = np.median(world, axis=0)
+    spine = (np.abs(world[:, 0] - middle[0]) < STILL_WIDTH_MM) & (world[:, 1] > middle[1])
+    z, y, x = index[spine].T
+    return np.linalg.norm(field.data[0].numpy()[:, z, y, x], axis=0).astype(np.float64)
+
+
+def _body(image: Image) -> BoolArray:
+    """The body of a CT: denser than -500 HU, holes of each axial slice filled, the largest piece."""
+    dense = sitk.GetImageFromArray((image.data.numpy() > BODY_HU).astype(np.uint8))
+    slices = [sitk.BinaryFillhole(dense[:, :, z]) for z in range(dense.GetSize()[2])]
+    return _largest_piece(sitk.BinaryMorphologicalOpening(sitk.JoinSeries(slices), [2, 2, 1]))
+
+
+def _head(image: Image) -> BoolArray:
+    """The head of an MR: above Otsu's threshold, closed and filled, the largest piece."""
+    bright = sitk.OtsuThreshold(sitk.GetImageFromArray(image.data.numpy()), 0, 1)
+    closed = sitk.BinaryMorphologicalClosing(bright, [3, 3, 3])
+    return _largest_piece(sitk.BinaryFillhole(closed))
+
+
+def _largest_piece(mask: sitk.Image) -> BoolArray:
+    pieces = sitk.RelabelComponent(sitk.ConnectedComponent(mask), sortByObjectSize=True)
+    return sitk.GetArrayFromImage(pieces) == 1
+
+
+def _read_labels(path: Any) -> Image:
+    return Image.from_sitk(sitk.ReadImage(str(path)))
+
+
+def _whole_numbers(image: Image) -> LabelArray:
+    return np.rint(image.data.numpy()).astype(np.int64)
+
+
+def mean_of(scores: Iterable[Score], metric: str) -> float:
+    """Mean of a metric over the scored labels; NaN where there are none."""
+    values = [s.value for s in scores if s.metric == metric and s.scored and s.value is not None]
+    return float(np.mean(values)) if values else math.nan

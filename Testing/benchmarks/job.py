@@ -1,0 +1,138 @@
+"""One method on one pair, in a process of its own, so that its time, memory and crashes are its own.
+
+python -m Testing.benchmarks.job --data DIR --suite S --pair P --method M --out DIR [--start FILE] [--device D]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from SAMRegistrationLib.field import DisplacementField, displacement_on
+from SAMRegistrationLib.transforms import AffineTransform
+
+from .evaluate import evaluate
+from .method import Method, Task, read_volume
+from .pairs import Pair, load_pairs
+from .registry import find_method
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """Where the results of a method on a pair lie in the output folder."""
+
+    out: Path
+    pair: str
+    method: str
+
+    @property
+    def report(self) -> Path:
+        return self.out / "results" / self.pair / f"{self.method}.json"
+
+    @property
+    def displacement(self) -> Path:
+        return self.out / "fields" / self.pair / f"{self.method}.npy"
+
+    def read(self) -> dict[str, Any] | None:
+        """The report, or None where there is none."""
+        return json.loads(self.report.read_text()) if self.report.is_file() else None
+
+    def write(self, report: dict[str, Any]) -> None:
+        """Put the report in place, at once."""
+        self.report.parent.mkdir(parents=True, exist_ok=True)
+        part = self.report.with_suffix(".part")
+        part.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        part.replace(self.report)
+
+    def read_displacement(self, pair: Pair) -> DisplacementField:
+        """The saved displacement on the pair's fixed grid."""
+        data = torch.from_numpy(np.load(self.displacement))
+        return DisplacementField(data, read_volume(pair.fixed).grid)
+
+    def write_displacement(self, field: DisplacementField) -> None:
+        self.displacement.parent.mkdir(parents=True, exist_ok=True)
+        np.save(self.displacement, field.data.cpu().numpy())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for name in ("data", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name in ("suite", "pair", "method"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--start", help="method whose saved affine result is the start")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    pair = load_pairs(arguments.data, arguments.suite, [arguments.pair])[0].prepared(arguments.out / "inputs")
+    files = ResultFiles(arguments.out, pair.name, arguments.method)
+    start = saved_affine(arguments.out, pair.name, arguments.start) if arguments.start else None
+    method = find_method(arguments.method).method
+    report, field = run_method(method, pair, start, arguments.device)
+    report |= {"suite": arguments.suite, "pair": pair.name, "family": pair.family, "method": arguments.method}
+    report |= {"start": arguments.start, "threads": arguments.threads}
+    files.write_displacement(field)
+    report["scores"] = [score.as_row() for score in evaluate(pair, field)]
+    files.write(report)
+
+
+def saved_affine(out: Path, pair: str, method: str) -> AffineTransform:
+    """The affine result of an earlier run.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    report = ResultFiles(out, pair, method).read()
+    if not report or "matrix" not in report:
+        raise ValueError(f"{method} left no affine result on {pair}")
+    return AffineTransform(np.asarray(report["matrix"]))
+
+
+def run_method(
+    method: Method, pair: Pair, start: AffineTransform | None, device: str
+) -> tuple[dict[str, Any], DisplacementField]:
+    """Register a pair; its report without scores, and the displacement in mm on the fixed grid."""
+    method.load()
+    memory_before = _peak_mib()
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        began = time.perf_counter()
+        outcome = method.run(Task(pair, start, device, Path(folder)))
+        total = time.perf_counter() - began
+    report: dict[str, Any] = {
+        "schema": SCHEMA,
+        "status": "done",
+        "seconds": total,
+        "stages": outcome.seconds,
+        "peak_memory_mib": _peak_mib(),
+        "memory_before_mib": memory_before,
+        "device": device,
+        "device_memory_mib": torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else None,
+        "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",
+        "settings": outcome.settings,
+        "warnings": list(outcome.warnings),
+    }
+    if isinstance(outcome.transform, AffineTransform):
+        report["matrix"] = outcome.transform.matrix.tolist()
+    return report, displacement_on(outcome.transform, read_volume(pair.fixed).grid)
+
+
+def _peak_mib() -> float:
+    """Largest resident memory of this process so far (Linux counts in KiB)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+if __name__ == "__main__":
+    main()

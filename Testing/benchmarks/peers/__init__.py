@@ -1,0 +1,1 @@
+"""Other people's registration methods, each behind the interface of `method.Method`."""
