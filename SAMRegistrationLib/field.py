@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,10 +13,23 @@ from torch import Tensor
 
 from .grid import Grid
 from .image import Image
-from .sampling import Interpolation, Outside, between_grids, sample, sample_points, voxel_mesh
-from .transforms import AffineTransform, CompositeTransform, FloatArray, ItkTransform, Transform, transform_points
+from .resampling import resample
+from .sampling import (
+    Interpolation,
+    Outside,
+    affine_map,
+    between_grids,
+    linear_map,
+    sample,
+    sample_mapped,
+    sample_points,
+    slabs,
+    voxel_mesh,
+)
+from .transforms import CompositeTransform, FloatArray, ItkTransform, Transform, transform_points
 
 POINTS_AT_ONCE_IN_DOUBLE = 2_000_000
+SMALLEST_RELAXATION = 1 / 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,17 +61,17 @@ class DisplacementField:
     @classmethod
     def from_voxels(cls, displacement: Tensor, grid: Grid) -> DisplacementField:
         """From a displacement in voxels along the grid's own axes, (1, 3, z, y, x) in the order x, y, z."""
-        return cls(_linear_map(grid.voxel_to_world[:3, :3], displacement.float()), grid)
+        return cls(linear_map(grid.voxel_to_world[:3, :3], displacement[0].float())[None], grid)
 
     def to_voxels(self) -> Tensor:
         """The displacement in voxels along the grid's own axes, (1, 3, z, y, x) in the order x, y, z."""
-        return _linear_map(self.grid.world_to_voxel[:3, :3], self.data)
+        return linear_map(self.grid.world_to_voxel[:3, :3], self.data[0])[None]
 
     @classmethod
     def from_sitk(cls, image: sitk.Image) -> DisplacementField:
         """From a 3-component SimpleITK image in LPS mm."""
-        array = sitk.GetArrayFromImage(image).astype(np.float32)
-        return cls(torch.from_numpy(array).permute(3, 0, 1, 2)[None].contiguous(), Grid.from_sitk(image))
+        array = sitk.GetArrayViewFromImage(image).transpose(3, 0, 1, 2).astype(np.float32, order="C")
+        return cls(torch.from_numpy(array)[None], Grid.from_sitk(image))
 
     def to_image(self) -> sitk.Image:
         """As a 3-component float32 SimpleITK image in LPS mm."""
@@ -79,7 +93,7 @@ class DisplacementField:
 
     def _displacement_at(self, world: Tensor, outside: Outside) -> Tensor:
         """Displacement in mm (3, ...) at world positions (3, ...)."""
-        voxel = AffineTransform(self.grid.world_to_voxel).map_world(world)
+        voxel = affine_map(self.grid.world_to_voxel, world)
         if world.dim() == 4 and world.dtype == torch.float32:
             return sample(self.data, voxel, outside=outside)[0]
         chunks = voxel.reshape(3, -1).T.split(POINTS_AT_ONCE_IN_DOUBLE)
@@ -87,8 +101,7 @@ class DisplacementField:
 
     def resampled(self, grid: Grid, outside: Outside = Outside.EDGE) -> DisplacementField:
         """The field on another grid, linearly interpolated; by default the edge's value outside."""
-        mesh = voxel_mesh(grid.shape, between_grids(grid, self.grid), self.data.device)
-        return DisplacementField(sample(self.data, mesh, outside=outside), grid)
+        return DisplacementField(resample(self.data, self.grid, grid, outside=outside), grid)
 
     def to(self, device: torch.device | str) -> DisplacementField:
         """The same field on another device."""
@@ -109,18 +122,34 @@ class DisplacementField:
             warped = sitk.Resample(
                 moving.to_sitk("float32"), self.to_image(), self.to_sitk(), sitk.sitkBSpline, fill
             )
-            values = torch.from_numpy(sitk.GetArrayFromImage(warped)).to(moving.data.device)
+            values = torch.from_numpy(sitk.GetArrayFromImage(warped)).to(self.data.device)
         else:
-            voxel = _linear_map(moving.grid.world_to_voxel[:3, :3], self.data)[0]
-            voxel += voxel_mesh(self.grid.shape, between_grids(self.grid, moving.grid), self.data.device)
             source = moving.tensor(self.data.device)
-            values = sample(source, voxel, interpolation, fill=fill)[0, 0]
+            shape, positions = self._positions_in(moving.grid)
+            values = sample_mapped(source, shape, positions, interpolation, fill=fill)[0, 0]
         return Image(values, self.grid, moving.pixel_type, moving.modality)
 
+    def _positions_in(self, grid: Grid) -> tuple[tuple[int, int, int], Callable[[slice], Tensor]]:
+        """Shape of the own grid and, for a range of its z, where x + u(x) lies in voxels of another grid."""
+        identity = between_grids(self.grid, grid)
+        to_voxels = grid.world_to_voxel[:3, :3]
+
+        def positions(slab: slice) -> Tensor:
+            mesh = voxel_mesh(self.grid.shape, identity, self.data.device, slab)
+            return mesh.add_(linear_map(to_voxels, self.data[0, :, slab]))
+
+        return self.grid.shape, positions
+
     def compose(self, first: DisplacementField, outside: Outside = Outside.EDGE) -> DisplacementField:
-        """The map that applies `first`, then this one, on the grid of `first`."""
-        world = first.data[0] + voxel_mesh(first.grid.shape, first.grid.voxel_to_world, first.data.device)
-        return DisplacementField(first.data + self._displacement_at(world, outside)[None], first.grid)
+        """The map that applies `first`, then this one, on the grid of `first`.
+
+        Where `first` leads outside this field's grid, `outside` tells whether the edge's displacement continues
+        (the default, which keeps the map smooth) or there is none (as in ITK).
+        """
+        shape, positions = first._positions_in(self.grid)
+        return DisplacementField(
+            sample_mapped(self.data, shape, positions, outside=outside).add_(first.data), first.grid
+        )
 
     def integrated(self, squarings: int = 7) -> DisplacementField:
         """The field taken as a stationary velocity and integrated over unit time by scaling and squaring."""
@@ -144,35 +173,49 @@ class DisplacementField:
             the field's grid; large residuals mean folds or a field that moves faster than it can be followed.
         """
         grid = grid or self.grid
-        identity = voxel_mesh(grid.shape, grid.voxel_to_world, self.data.device)
-        inverse = torch.zeros_like(identity)
-        residual = float("inf")
-        for _ in range(iterations):
-            position = identity + inverse
-            update = -self._displacement_at(position, Outside.EDGE) - inverse
-            inside = self._inside(position)
-            residual = float(update.norm(dim=0)[inside].max()) if bool(inside.any()) else 0.0
-            if residual < tolerance:
-                break
-            inverse += update
-        return DisplacementField(inverse[None], grid), residual
+        inverse = self.data.new_empty(1, 3, *grid.shape)
+        residual = 0.0
+        for slab in slabs(grid.shape, self.data.device):
+            identity = voxel_mesh(grid.shape, grid.voxel_to_world, self.data.device, slab)
+            inverse[0, :, slab], remaining = self._inverse_at(identity, iterations, tolerance)
+            residual = max(residual, remaining)
+        return DisplacementField(inverse, grid), residual
 
-    def _inside(self, world: Tensor) -> Tensor:
-        voxel = AffineTransform(self.grid.world_to_voxel).map_world(world)
+    def _inverse_at(self, identity: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, float]:
+        """Inverse displacement (3, z, y, x) in mm at world positions, and its largest residual."""
+        inverse = torch.zeros_like(identity)
+        error, squared, largest = self._inversion_error(identity, inverse)
+        relaxation = torch.ones_like(squared)
+        for _ in range(iterations):
+            if largest < tolerance:
+                break
+            inverse.addcmul_(error, relaxation, value=-1)
+            previous = squared
+            error, squared, largest = self._inversion_error(identity, inverse)
+            relaxation = torch.where(squared > previous, relaxation / 2, relaxation).clamp_(
+                min=SMALLEST_RELAXATION
+            )
+        return inverse, largest
+
+    def _inversion_error(self, identity: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, float]:
+        """v(y) + u(y + v(y)) in mm, its squared length, and its largest length where y + v(y) is in the grid."""
+        voxel = affine_map(self.grid.world_to_voxel, identity + inverse)
+        error = sample(self.data, voxel, outside=Outside.EDGE)[0].add_(inverse)
+        squared = error[0].square().addcmul_(error[1], error[1]).addcmul_(error[2], error[2])
         last = torch.tensor(self.grid.size, device=voxel.device).view(3, 1, 1, 1) - 1
-        return ((voxel >= 0) & (voxel <= last)).all(dim=0)
+        beyond = ((voxel < 0) | (voxel > last)).any(dim=0)
+        return error, squared, float(squared.masked_fill(beyond, 0).max().sqrt())
 
     def jacobian_determinant(self) -> Tensor:
         """Determinant of d(x + u)/dx as (1, 1, z, y, x): central differences, one-sided at the border."""
-        u = self.to_voxels()[0]
-        rows = []
-        for component in range(3):
-            gradient = [_difference(u[component], 2 - axis) for axis in range(3)]
-            gradient[component] = gradient[component] + 1
-            rows.append(gradient)
-        (a, b, c), (d, e, f), (g, h, i) = rows
-        determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
-        return determinant[None, None]
+        depth = self.grid.shape[0]
+        determinant = self.data.new_empty(1, 1, *self.grid.shape)
+        for slab in slabs(self.grid.shape, self.data.device):
+            around = slice(max(slab.start - 1, 0), min(slab.stop + 1, depth))
+            u = linear_map(self.grid.world_to_voxel[:3, :3], self.data[0, :, around])
+            inner = slice(slab.start - around.start, slab.stop - around.start)
+            determinant[0, 0, slab] = _determinant_of_identity_plus(u)[inner]
+        return determinant
 
 
 def displacement_on(transform: Transform, grid: Grid, device: torch.device | str = "cpu") -> DisplacementField:
@@ -184,18 +227,26 @@ def displacement_on(transform: Transform, grid: Grid, device: torch.device | str
         converter.SetOutputOrigin(grid.origin)
         converter.SetOutputDirection(grid.direction)
         return DisplacementField.from_sitk(converter.Execute(transform.transform)).to(device)
-    world = voxel_mesh(grid.shape, grid.voxel_to_world, device)
     if isinstance(transform, CompositeTransform) and any(
         isinstance(t, ItkTransform) for t in transform.transforms
     ):
         return displacement_on(ItkTransform(transform.to_sitk()), grid, device)
-    return DisplacementField((transform.map_world(world) - world)[None], grid)
+    data = torch.empty(1, 3, *grid.shape, device=device)
+    for slab in slabs(grid.shape, device):
+        world = voxel_mesh(grid.shape, grid.voxel_to_world, device, slab)
+        data[0, :, slab] = transform.map_world(world).sub_(world)
+    return DisplacementField(data, grid)
 
 
-def _linear_map(matrix: np.ndarray, vectors: Tensor) -> Tensor:
-    """A 3x3 matrix applied to vectors (1, 3, z, y, x)."""
-    weights = torch.as_tensor(matrix, dtype=vectors.dtype, device=vectors.device)
-    return torch.matmul(weights, vectors.flatten(2)).view_as(vectors)
+def _determinant_of_identity_plus(u: Tensor) -> Tensor:
+    """det(I + du/dx) as (z, y, x) of a displacement in voxels (3, z, y, x)."""
+    rows = []
+    for component in range(3):
+        gradient = [_difference(u[component], 2 - axis) for axis in range(3)]
+        gradient[component] += 1
+        rows.append(gradient)
+    (a, b, c), (d, e, f), (g, h, i) = rows
+    return a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
 
 
 def _difference(volume: Tensor, dimension: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,7 @@ class Grid:
         direction: row-major 3x3 matrix, whose columns are the world directions of the x, y and z axes.
 
     Raises:
-        ValueError: if a size or spacing is not positive or the direction is not orthonormal.
+        ValueError: if a size or spacing is not positive, a number not finite or the direction not orthonormal.
     """
 
     size: tuple[int, int, int]
@@ -44,8 +45,12 @@ class Grid:
             object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
         if len(self.size) != 3 or min(self.size) < 1:
             raise ValueError(f"a grid needs three positive sizes, not {self.size}")
-        if len(self.spacing) != 3 or min(self.spacing) <= 0:
+        if len(self.spacing) != 3 or not all(0 < value < math.inf for value in self.spacing):
             raise ValueError(f"a grid needs three positive spacings, not {self.spacing}")
+        if len(self.origin) != 3 or not np.isfinite(self.origin).all():
+            raise ValueError(f"a grid needs an origin of three finite coordinates, not {self.origin}")
+        if len(self.direction) != 9:
+            raise ValueError(f"a grid needs nine direction cosines, not {len(self.direction)}")
         axes = self.axes
         if not np.allclose(axes.T @ axes, np.eye(3), atol=1e-3):
             raise ValueError("the axis directions of a grid must be orthonormal")
@@ -61,7 +66,7 @@ class Grid:
         matrix = np.asarray(matrix, dtype=np.float64)
         spacing = np.linalg.norm(matrix[:3, :3], axis=0)
         direction = matrix[:3, :3] / spacing
-        return cls(tuple(size), tuple(spacing), tuple(matrix[:3, 3]), tuple(direction.ravel()))
+        return cls(_triple(size), _triple(spacing), _triple(matrix[:3, 3]), tuple(direction.ravel()))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -138,7 +143,7 @@ class Grid:
 
     def _centered(self, size: NDArray[Any], spacing: NDArray[Any]) -> Grid:
         origin = self.center - self.axes @ ((size - 1) / 2 * spacing)
-        return Grid(tuple(size), tuple(spacing), tuple(origin), self.direction)
+        return Grid(_triple(size), _triple(spacing), _triple(origin), self.direction)
 
     def strided(self, stride: int | Sequence[int], offset: float = 0.0, size: Sequence[int] | None = None) -> Grid:
         """The grid whose voxel i lies at voxel `i * stride + offset` of this one (a strided network's output)."""
@@ -146,17 +151,30 @@ class Grid:
         new_size = size if size is not None else -(-np.asarray(self.size) // strides)
         spacing = np.asarray(self.spacing) * strides
         origin = self.to_world(np.full(3, offset))
-        return Grid(tuple(new_size), tuple(spacing), tuple(origin), self.direction)
+        return Grid(_triple(new_size), _triple(spacing), _triple(origin), self.direction)
 
     def cropped(self, lower: Sequence[int], upper: Sequence[int]) -> Grid:
         """The part from voxel `lower` up to, not including, voxel `upper`; may also reach outside."""
         size = np.asarray(upper) - np.asarray(lower)
-        return Grid(tuple(size), self.spacing, tuple(self.to_world(lower)), self.direction)
+        return Grid(_triple(size), self.spacing, _triple(self.to_world(lower)), self.direction)
 
     def padded(self, voxels: int | Sequence[int]) -> Grid:
         """The grid grown by `voxels` on both sides of each axis."""
         margin = np.broadcast_to(np.asarray(voxels), (3,))
         return self.cropped((-margin).tolist(), (np.asarray(self.size) + margin).tolist())
+
+    def reordered(self, order: Sequence[int], flips: Sequence[bool]) -> Grid:
+        """The same voxels stored differently: axis `order[i]` becomes axis i, reversed where `flips[i]`."""
+        axes = list(order)
+        first_voxel = np.zeros(3)
+        first_voxel[axes] = np.where(flips, np.asarray(self.size)[axes] - 1, 0)
+        direction = self.axes[:, axes] * np.where(flips, -1.0, 1.0)
+        return Grid(
+            _triple(self.size[axis] for axis in axes),
+            _triple(self.spacing[axis] for axis in axes),
+            _triple(self.to_world(first_voxel)),
+            tuple(direction.ravel()),
+        )
 
     def isclose(self, other: Grid, tolerance: float = 1e-3) -> bool:
         """Whether both grids have the same size and their corners agree to `tolerance` mm."""
@@ -169,6 +187,11 @@ class Grid:
         steps = [(np.arange(24) + 0.5) / 24 * n - 0.5 for n in self.size]
         samples = self.to_world(np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 3))
         return float(other.contains(samples).mean())
+
+
+def _triple(values: Any) -> tuple[Any, Any, Any]:
+    x, y, z = values
+    return x, y, z
 
 
 def _apply(matrix: FloatArray, points: ArrayLike) -> FloatArray:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import permutations, product
 
 import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .grid import Grid
-from .sampling import Interpolation, between_grids, sample, voxel_mesh
+from .resampling import antialiasing_sigmas, resample, smooth
+from .sampling import Interpolation
 
 AIR = -1024.0
 
@@ -42,7 +43,7 @@ class Image:
     @classmethod
     def from_sitk(cls, image: sitk.Image, modality: str | None = None) -> Image:
         """A copy of a 3D scalar SimpleITK image."""
-        array = sitk.GetArrayFromImage(image)
+        array = sitk.GetArrayViewFromImage(image)
         data = torch.from_numpy(array.astype(np.float32))
         return cls(data, Grid.from_sitk(image), array.dtype.name, modality)
 
@@ -53,7 +54,7 @@ class Image:
         if np.issubdtype(dtype, np.integer):
             limits = np.iinfo(dtype)
             values = np.clip(np.rint(values), limits.min, limits.max)
-        image = sitk.GetImageFromArray(values.astype(dtype))
+        image = sitk.GetImageFromArray(values.astype(dtype, copy=False))
         image.SetSpacing(self.grid.spacing)
         image.SetOrigin(self.grid.origin)
         image.SetDirection(self.grid.direction)
@@ -85,23 +86,11 @@ class Image:
 
         Volumes that differ only in how they are stored become equal, voxel by voxel.
         """
-        axes = self.grid.axes
-        order = _closest_axes(axes)
-        flips = [bool(axes[world, order[world]] < 0) for world in range(3)]
+        order, flips = _closest_to_world(self.grid.axes)
         # Tensor dimension of grid axis a is 2 - a.
         data = self.data.permute([2 - order[world] for world in (2, 1, 0)])
         data = data.flip([2 - world for world in range(3) if flips[world]])
-        first = [self.grid.size[order[w]] - 1 if flips[w] else 0 for w in range(3)]
-        corner = np.empty(3)
-        for world in range(3):
-            corner[order[world]] = first[world]
-        direction = np.stack([axes[:, order[w]] * (-1 if flips[w] else 1) for w in range(3)], axis=1)
-        grid = Grid(
-            tuple(self.grid.size[a] for a in order),
-            tuple(self.grid.spacing[a] for a in order),
-            tuple(self.grid.to_world(corner)),
-            tuple(direction.ravel()),
-        )
+        grid = self.grid.reordered(order, flips)
         return replace(self, data=data.contiguous(), grid=grid)
 
     def resampled(
@@ -116,55 +105,39 @@ class Image:
         """
         fill = self.background if default is None else default
         if interpolation is Interpolation.CUBIC:
-            source = self._antialiased(grid)
-            resampled = sitk.Resample(
-                source.to_sitk("float32"), _reference(grid), sitk.Transform(), sitk.sitkBSpline, fill
-            )
-            values = torch.from_numpy(sitk.GetArrayFromImage(resampled)).to(self.data.device)
-            return replace(self, data=values, grid=grid)
-        source = self._antialiased(grid) if interpolation is Interpolation.LINEAR else self
-        mesh = voxel_mesh(grid.shape, between_grids(grid, self.grid), self.data.device)
-        values = sample(source.tensor(), mesh, interpolation, fill=fill)
+            return self._resampled_cubic(grid, fill)
+        antialias = interpolation is Interpolation.LINEAR
+        values = resample(self.tensor(), self.grid, grid, interpolation, fill=fill, antialias=antialias)
         return replace(self, data=values[0, 0], grid=grid)
 
-    def _antialiased(self, grid: Grid) -> Image:
-        # Spacing of the new grid along each own axis, then the Gaussian that turns one resolution into the other.
-        along = np.abs(self.grid.axes.T @ grid.axes) @ np.asarray(grid.spacing)
-        ratio = along / np.asarray(self.grid.spacing)
-        sigmas = 0.4 * np.sqrt(np.maximum(ratio**2 - 1, 0))
-        data = self.tensor()
-        for axis, sigma in enumerate(sigmas):
-            if sigma > 0.2:
-                data = _gaussian_along(data, 4 - axis, float(sigma))
-        return self.with_data(data[0, 0])
+    def _resampled_cubic(self, grid: Grid, fill: float) -> Image:
+        smoothed = self.with_data(smooth(self.tensor(), antialiasing_sigmas(self.grid, grid))[0, 0])
+        resampled = sitk.Resample(
+            smoothed.to_sitk("float32"), reference_image(grid), sitk.Transform(), sitk.sitkBSpline, fill
+        )
+        values = torch.from_numpy(sitk.GetArrayFromImage(resampled)).to(self.data.device)
+        return replace(self, data=values, grid=grid)
 
 
-def _closest_axes(axes: np.ndarray) -> list[int]:
-    """For each world axis, the grid axis that lies closest to it, each used once, the clearest case first."""
-    remaining = np.abs(axes).copy()
-    order = [0, 0, 0]
-    for _ in range(3):
-        world, own = np.unravel_index(np.argmax(remaining), remaining.shape)
-        order[int(world)] = int(own)
-        remaining[world, :] = -1
-        remaining[:, own] = -1
-    return order
+def _closest_to_world(axes: np.ndarray) -> tuple[list[int], list[bool]]:
+    """For each world axis, the grid axis to store along it and whether to flip that one.
+
+    Of the 48 ways to store a volume, the one whose directions have the largest trace. Ties (a volume turned by
+    exactly 45 degrees) are broken by the directions themselves, so that the choice does not depend on how the
+    volume happens to be stored.
+    """
+    best: tuple[float, ...] = ()
+    chosen: tuple[list[int], list[bool]] = ([0, 1, 2], [False] * 3)
+    for order in permutations(range(3)):
+        for flips in product((False, True), repeat=3):
+            direction = axes[:, order] * np.where(flips, -1.0, 1.0)
+            rank = tuple(np.round([np.trace(direction), *direction.ravel()], 6))
+            if rank > best:
+                best, chosen = rank, (list(order), list(flips))
+    return chosen
 
 
-def _gaussian_along(volume: Tensor, dimension: int, sigma: float) -> Tensor:
-    radius = max(1, int(np.ceil(3 * sigma)))
-    offsets = torch.arange(-radius, radius + 1, dtype=volume.dtype, device=volume.device)
-    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    shape = [1, 1, 1, 1, 1]
-    shape[dimension] = -1
-    padding = [0] * 6
-    side = (4 - dimension) * 2
-    padding[side] = padding[side + 1] = radius
-    padded = functional.pad(volume, padding, mode="replicate")
-    return functional.conv3d(padded, (kernel / kernel.sum()).view(shape))
-
-
-def _reference(grid: Grid) -> sitk.Image:
+def reference_image(grid: Grid) -> sitk.Image:
     """An image of the grid's geometry for SimpleITK's resampling."""
     image = sitk.Image(grid.size, sitk.sitkUInt8)
     image.SetSpacing(grid.spacing)

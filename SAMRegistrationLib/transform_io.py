@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
 from .errors import InputError
 from .field import DisplacementField
+from .files import staged_file
+from .itk_files import quiet_itk, read_sitk, write_sitk
 from .transforms import AffineTransform, CompositeTransform, ItkTransform, Transform
 
 FIELD_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+TRANSFORM_SUFFIXES = (".h5", ".tfm", ".txt", ".mat")
+_NRRD_SUFFIXES = (".nrrd", ".nhdr")
+_TEXT_SUFFIXES = (".tfm", ".txt")
+# How Slicer marks NRRD fields since 2025; resampling is the direction from fixed to moving.
+_SLICER_DIRECTION = "displacement field type"
+_SLICER_NRRD_FIELDS = {_SLICER_DIRECTION: "resampling", "intent_code": "1006"}
 
 
 def read_transform(path: str | Path) -> Transform:
     """A transform from an ITK transform file or a displacement field image (LPS mm).
 
     Raises:
-        InputError: if the file is missing or holds no 3D transform.
+        InputError: if the file is missing, damaged, or holds no 3D transform from fixed to moving world.
     """
     path = Path(path)
     if not path.is_file():
@@ -26,54 +37,103 @@ def read_transform(path: str | Path) -> Transform:
     if path.name.lower().endswith(FIELD_SUFFIXES):
         return _read_field(path)
     try:
-        transform = sitk.ReadTransform(str(path))
+        with quiet_itk():
+            transform = sitk.ReadTransform(os.fspath(path))
     except RuntimeError as error:
-        raise InputError(f"{path} is not a transform file that ITK can read (.h5, .tfm, .txt, .mat)") from error
+        raise InputError(
+            f"{path} is not a transform that can be read: use {', '.join(TRANSFORM_SUFFIXES)} or a displacement "
+            f"field ({', '.join(FIELD_SUFFIXES)})"
+        ) from error
+    if path.name.lower().endswith(_TEXT_SUFFIXES):
+        _require_complete_text(path)
     if transform.GetDimension() != 3:
         raise InputError(f"{path} holds a {transform.GetDimension()}D transform; a 3D one is needed")
-    return from_sitk(transform)
-
-
-def _read_field(path: Path) -> DisplacementField:
     try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{path} cannot be read as a displacement field; it may be truncated") from error
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 3:
-        raise InputError(f"{path} is an image, not a displacement field with three components per voxel")
-    return DisplacementField.from_sitk(image)
+        return from_sitk(transform)
+    except ValueError as error:
+        raise InputError(f"{path} holds a transform that cannot be used: {error}") from error
 
 
 def write_transform(transform: Transform, path: str | Path) -> None:
-    """Write a transform: .h5 or .tfm as ITK transform, image formats as a displacement field.
+    """Write a transform, complete or not at all: as ITK transform (.h5, .tfm) or as a displacement field image.
 
     Raises:
-        InputError: if the file type cannot hold the transform or the place cannot be written.
+        InputError: if the file type cannot hold the transform, the place cannot be written or the disk is full.
     """
     path = Path(path)
-    try:
-        if path.name.lower().endswith(FIELD_SUFFIXES):
-            if not isinstance(transform, DisplacementField):
-                raise InputError(f"{path}: only a displacement field can be written as an image")
-            sitk.WriteImage(transform.to_image(), str(path), useCompression=True)
-        else:
-            sitk.WriteTransform(transform.to_sitk(), str(path))
-    except RuntimeError as error:
-        raise InputError(f"cannot write the transform {path}: unknown file type or no permission") from error
+    name = path.name.lower()
+    if name.endswith(FIELD_SUFFIXES):
+        if not isinstance(transform, DisplacementField):
+            raise InputError(f"cannot write {path}: only a displacement field can be written as an image")
+        write_sitk(_marked_for_slicer(transform.to_image(), name), path)
+        return
+    if not name.endswith(TRANSFORM_SUFFIXES):
+        raise InputError(
+            f"cannot write {path}: the name must end in {', '.join(TRANSFORM_SUFFIXES + FIELD_SUFFIXES)}"
+        )
+    with staged_file(path) as staged:
+        try:
+            with quiet_itk():
+                sitk.WriteTransform(transform.to_sitk(), os.fspath(staged))
+        except RuntimeError as error:
+            raise InputError(f"cannot write {path}: the disk is full, or the file type cannot hold it") from error
 
 
 def from_sitk(transform: sitk.Transform) -> Transform:
-    """The library's own form of a SimpleITK transform."""
+    """The library's own form of a 3D SimpleITK transform.
+
+    Raises:
+        ValueError: if it is not invertible or holds values that are not finite.
+    """
     transform = transform.Downcast()
     if isinstance(transform, sitk.CompositeTransform):
         count = transform.GetNumberOfTransforms()
         # ITK applies the last one first.
         return CompositeTransform(from_sitk(transform.GetNthTransform(n)) for n in reversed(range(count)))
     if isinstance(transform, sitk.DisplacementFieldTransform):
-        return DisplacementField.from_sitk(transform.GetDisplacementField())
+        return _finite(DisplacementField.from_sitk(transform.GetDisplacementField()))
     if transform.IsLinear():
         return _affine_from_sitk(transform)
     return ItkTransform(transform)
+
+
+def _read_field(path: Path) -> DisplacementField:
+    image = read_sitk(path)
+    if image.GetDimension() != 3:
+        raise InputError(f"{path} holds a {image.GetDimension()}D image; a 3D displacement field is needed")
+    if image.GetNumberOfComponentsPerPixel() != 3 or "float" not in image.GetPixelIDTypeAsString():
+        raise InputError(f"{path} is an image, not a displacement field with three decimal numbers per voxel")
+    if image.HasMetaDataKey(_SLICER_DIRECTION) and image.GetMetaData(_SLICER_DIRECTION) == "modeling":
+        raise InputError(
+            f"{path} holds a field from moving to fixed (modeling); invert it and save it as resampling"
+        )
+    try:
+        return _finite(DisplacementField.from_sitk(image))
+    except ValueError as error:
+        raise InputError(f"{path} holds a transform that cannot be used: {error}") from error
+
+
+def _finite(field: DisplacementField) -> DisplacementField:
+    if not torch.isfinite(field.data).all():
+        raise ValueError("the displacement field has values that are not finite")
+    return field
+
+
+def _require_complete_text(path: Path) -> None:
+    """ITK silently takes the identity where the parameters of a text file are missing."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kinds = re.findall(r"^Transform: *(\w+)", text, flags=re.MULTILINE)
+    expected = sum(not kind.startswith("CompositeTransform") for kind in kinds)
+    for key in ("Parameters", "FixedParameters"):
+        if len(re.findall(rf"^{key}:", text, flags=re.MULTILINE)) < expected:
+            raise InputError(f"{path} is truncated or damaged")
+
+
+def _marked_for_slicer(image: sitk.Image, name: str) -> sitk.Image:
+    if name.endswith(_NRRD_SUFFIXES):
+        for key, value in _SLICER_NRRD_FIELDS.items():
+            image.SetMetaData(key, value)
+    return image
 
 
 def _affine_from_sitk(transform: sitk.Transform) -> AffineTransform:

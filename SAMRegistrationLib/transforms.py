@@ -12,6 +12,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from .sampling import affine_map
+
 FloatArray = NDArray[Any]
 
 
@@ -71,9 +73,7 @@ class AffineTransform:
         return cls(matrix)
 
     def map_world(self, points: Tensor) -> Tensor:
-        matrix = torch.as_tensor(self.matrix, dtype=points.dtype, device=points.device)
-        flat = torch.addmm(matrix[:3, 3:], matrix[:3, :3], points.reshape(3, -1))
-        return flat.view(points.shape)
+        return affine_map(self.matrix, points)
 
     def transform_points(self, points: ArrayLike) -> FloatArray:
         """Moving world positions (..., 3) of fixed world positions (..., 3)."""
