@@ -1,12 +1,12 @@
 """How smooth and how invertible a displacement field is.
 
 Fields are in voxels, (1, 3, z, y, x) with components x, y, z; determinants do not depend on the spacing. All
-measures work through the volume in slabs, in double precision, so that memory stays small.
+measures work through the volume in slabs, so that memory stays small, and in the field's own precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 
@@ -17,6 +17,17 @@ LEARN2REG_CROP = 2
 LEARN2REG_SHIFT = 3.0
 SMALLEST_DETERMINANT = 1e-9
 SLAB = 8
+
+Offset = tuple[int, int, int]
+"""Steps in voxels along x, y, z."""
+
+CENTER: Offset = (0, 0, 0)
+AXES: tuple[Offset, ...] = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+INNER_TETRAHEDRA: tuple[tuple[Offset, Offset, Offset], ...] = (
+    ((1, 1, 0), (0, 1, 1), (1, 0, 1)),
+    ((-1, 0, -1), (0, -1, -1), (-1, -1, 0)),
+)
+"""The face diagonals that span the tetrahedron in the middle of a cell, for both ways to split it."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def non_diffeomorphic_volume(displacement: Tensor, mask: Tensor | None = None) -
         ValueError: if the field has fewer than three voxels along an axis, or the mask is empty.
     """
     volumes = torch.cat(_by_slabs(displacement, 1, _inverted_volume))
-    return 100 * float(_inside(volumes, mask).mean())
+    return 100 * float(_inside(volumes, mask).double().mean())
 
 
 def _by_slabs(displacement: Tensor, margin: int, measure: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -97,68 +108,54 @@ def _by_slabs(displacement: Tensor, margin: int, measure: Callable[[Tensor], Ten
     depth = displacement.shape[2]
     if min(displacement.shape[2:]) < 2 * margin + 1:
         raise ValueError(f"a field of {tuple(displacement.shape[2:])} voxels is too small to be measured")
-    starts = range(margin, depth - margin, SLAB)
-    return [
-        measure(displacement[0, :, z - margin : min(z + SLAB, depth - margin) + margin].double()) for z in starts
-    ]
+    ends = [(z - margin, min(z + SLAB, depth - margin) + margin) for z in range(margin, depth - margin, SLAB)]
+    return [measure(displacement[0, :, start:end]) for start, end in ends]
 
 
 def _central_determinant(slab: Tensor, margin: int) -> Tensor:
-    steps = [
-        (_shifted(slab, unit, margin) - _shifted(slab, opposite, margin)) / 2 for unit, opposite in _axis_pairs()
-    ]
-    return _determinant([_plus_identity(step, axis) for axis, step in enumerate(steps)])
+    first, second, third = (_edge(slab, _opposite(step), step, margin) / 2 for step in AXES)
+    return _dot(first, _cross(second, third))
 
 
 def _inverted_volume(slab: Tensor) -> Tensor:
     """The volume turned inside out that is charged to each voxel (z - 2, y - 2, x - 2), in voxels."""
-    center = _shifted(slab, (0, 0, 0), 1)
-    ahead = [
-        _plus_identity(_shifted(slab, unit, 1) - center, axis) for axis, (unit, _) in enumerate(_axis_pairs())
-    ]
-    behind = [
-        _plus_identity(center - _shifted(slab, back, 1), axis) for axis, (_, back) in enumerate(_axis_pairs())
-    ]
-    corners = product(*zip(ahead, behind, strict=True))
-    inner = ([_to_diagonal(slab, center, offset) for offset in _face_diagonals(sign)] for sign in (1, -1))
-    inverted = torch.zeros_like(center[0])
-    for edges in (*corners, *inner):
-        inverted -= _determinant(edges).clamp(max=0)
+    along_x, along_y, along_z = (
+        (_edge(slab, CENTER, step, 1), _edge(slab, _opposite(step), CENTER, 1)) for step in AXES
+    )
+    inverted = torch.zeros_like(along_x[0][0])
+    for second, third in product(along_y, along_z):
+        normal = _cross(second, third)
+        for first in along_x:
+            inverted -= _dot(first, normal).clamp(max=0)
+    for diagonals in INNER_TETRAHEDRA:
+        first, second, third = (_edge(slab, CENTER, diagonal, 1) for diagonal in diagonals)
+        inverted -= _dot(first, _cross(second, third)).clamp(max=0)
     # A tetrahedron has a sixth of its determinant, and each of both ways to split a cell counts half.
     return inverted / 12
 
 
-def _axis_pairs() -> list[tuple[tuple[int, int, int], tuple[int, int, int]]]:
-    """The unit steps (x, y, z) along and against each axis."""
-    return [((1, 0, 0), (-1, 0, 0)), ((0, 1, 0), (0, -1, 0)), ((0, 0, 1), (0, 0, -1))]
+def _edge(slab: Tensor, start: Offset, end: Offset, margin: int) -> Tensor:
+    """The transformed vector (3, z, y, x) between two neighbors of each voxel `margin` inside the slab."""
+    step = torch.tensor(end, dtype=slab.dtype) - torch.tensor(start, dtype=slab.dtype)
+    difference = _shifted(slab, end, margin) - _shifted(slab, start, margin)
+    return difference + step.to(slab.device).view(3, 1, 1, 1)
 
 
-def _face_diagonals(sign: int) -> list[tuple[int, int, int]]:
-    """The three face diagonals (x, y, z) that span an inner tetrahedron, ordered to be right-handed."""
-    ordered = [(1, 1, 0), (0, 1, 1), (1, 0, 1)]
-    return ordered if sign > 0 else [(-x, -y, -z) for x, y, z in reversed(ordered)]
-
-
-def _to_diagonal(slab: Tensor, center: Tensor, offset: tuple[int, int, int]) -> Tensor:
-    edge = _shifted(slab, offset, 1) - center
-    return edge + torch.tensor(offset, dtype=edge.dtype, device=edge.device).view(3, 1, 1, 1)
-
-
-def _shifted(slab: Tensor, offset: tuple[int, int, int], margin: int) -> Tensor:
-    """The values (3, z, y, x) at an offset (x, y, z) from each voxel that lies `margin` inside the slab."""
+def _shifted(slab: Tensor, offset: Offset, margin: int) -> Tensor:
     window = [slice(margin + o, n - margin + o) for o, n in zip(offset[::-1], slab.shape[1:], strict=True)]
     return slab[:, window[0], window[1], window[2]]
 
 
-def _plus_identity(gradient: Tensor, axis: int) -> Tensor:
-    unit = torch.zeros(3, 1, 1, 1, dtype=gradient.dtype, device=gradient.device)
-    unit[axis] = 1
-    return gradient + unit
+def _opposite(offset: Offset) -> Offset:
+    return -offset[0], -offset[1], -offset[2]
 
 
-def _determinant(columns: Sequence[Tensor]) -> Tensor:
-    first, second, third = columns
-    return (first * torch.linalg.cross(second, third, dim=0)).sum(dim=0)
+def _cross(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]
+
+
+def _dot(a: Tensor, b: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    return (a[0] * b[0]).addcmul_(a[1], b[1]).addcmul_(a[2], b[2])
 
 
 def _inside(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -174,4 +171,4 @@ def _inside(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _std_log(determinant: Tensor) -> float:
-    return float(determinant.clamp(SMALLEST_DETERMINANT, 1e9).log().std(unbiased=False))
+    return float(determinant.double().clamp(SMALLEST_DETERMINANT, 1e9).log().std(unbiased=False))
