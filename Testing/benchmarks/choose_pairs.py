@@ -90,8 +90,6 @@ def _label_tables(schemes: Entry) -> dict[str, list[Entry]]:
         "panc001": [
             {"value": 1, "name": "small bowel", "group": "small bowel"},
             {"value": 4, "name": "stomach and duodenum", "group": "stomach and duodenum"},
-            {"value": 2, "name": "left lung", "group": "lungs", "scored": False},
-            {"value": 3, "name": "right lung", "group": "lungs", "scored": False},
         ],
         "plm": [
             {"value": 2, "name": "right lung", "group": "lung"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 
 from SAMRegistrationLib.field import DisplacementField
 from SAMRegistrationLib.image import Image
-from SAMRegistrationLib.metrics.landmarks import point_distances
-from SAMRegistrationLib.metrics.overlap import (
+from SAMRegistrationLib.image_io import read_image, read_labels
+from SAMRegistrationLib.metrics import (
     center_distance_per_label,
     common_labels,
     dice_per_label,
+    field_quality,
     hausdorff95_per_label,
+    point_distances,
     within,
 )
-from SAMRegistrationLib.metrics.smoothness import field_quality
 from SAMRegistrationLib.sampling import Interpolation
 
-from .method import read_volume
-from .pairs import FloatArray, Mask, Pair, Region, Truth
+from .pairs import FloatArray, Label, Mask, Pair, Region, Truth
 
 BoolArray = NDArray[np.bool_]
 LabelArray = NDArray[np.int64]
@@ -56,11 +56,15 @@ def evaluate(pair: Pair, field: DisplacementField) -> list[Score]:
     `folded_percent`, `ndv_percent`, `sdlogj`, `sdlogj_l2r` of the field; `inside_percent`, how much of the
     fixed grid is mapped into the moving volume.
     """
-    fixed, moving = read_volume(pair.fixed), read_volume(pair.moving)
+    fixed, moving = read_image(pair.fixed), read_image(pair.moving)
     inside = _mapped_inside(field, moving)
     scores = [Score("inside_percent", 100 * float(inside.mean())), *_smoothness(field)]
-    if pair.fixed_labels and pair.moving_labels:
-        scores += _label_scores(pair, field, _region(pair, fixed, moving, inside))
+    if pair.label_maps:
+        region = _region(pair, fixed, moving, inside)
+        label_maps = read_labels(pair.label_maps[0], fixed), read_labels(pair.label_maps[1], moving)
+        scores += _label_scores(pair.labels, field, *label_maps, region)
+        if pair.still_label is not None:
+            scores += _distances("still", _still_displacements(field, label_maps[0], pair.still_label, region))
     if pair.landmarks:
         fixed_points, moving_points = pair.landmark_points()
         scores += _distances("tre", point_distances(field.transform_points(fixed_points), moving_points))
@@ -68,8 +72,6 @@ def evaluate(pair: Pair, field: DisplacementField) -> list[Score]:
         points = _judged_points(pair.truth, fixed, moving)
         errors = point_distances(field.transform_points(points), pair.truth.transform_points(points))
         scores += _distances("error", errors)
-    if pair.still_label is not None:
-        scores += _distances("still", _still_displacements(pair, field))
     return scores
 
 
@@ -91,14 +93,19 @@ def _distances(prefix: str, distances: FloatArray) -> list[Score]:
     ]
 
 
-def _label_scores(pair: Pair, field: DisplacementField, region: BoolArray | None) -> list[Score]:
-    fixed_image, moving_image = _read_labels(pair.fixed_labels), _read_labels(pair.moving_labels)
+def _label_scores(
+    wanted: Sequence[Label],
+    field: DisplacementField,
+    fixed_image: Image,
+    moving_image: Image,
+    region: BoolArray | None,
+) -> list[Score]:
     fixed, moving = _whole_numbers(fixed_image), _whole_numbers(moving_image)
     warped = _whole_numbers(field.warp(moving_image, Interpolation.NEAREST, default=0))
     if region is not None:
         fixed, warped = within(fixed, region), within(warped, region)
     present = set(common_labels(_whole_numbers(fixed_image), moving))
-    labels = {label.value: label for label in pair.labels if label.value in present}
+    labels = {label.value: label for label in wanted if label.value in present}
     grid = fixed_image.grid
     centers = center_distance_per_label(fixed, warped, labels, grid)
     for value in (value for value, label in labels.items() if label.open_ended):
@@ -153,11 +160,12 @@ def _judged_points(truth: Truth, fixed: Image, moving: Image) -> FloatArray:
     return points[judged]
 
 
-def _still_displacements(pair: Pair, field: DisplacementField) -> FloatArray:
+def _still_displacements(
+    field: DisplacementField, label_map: Image, label: int, region: BoolArray | None
+) -> FloatArray:
     """Lengths in mm of the displacements at the spine: the label's voxels near its middle, behind its center."""
-    label_map = _read_labels(pair.fixed_labels)
-    region = _region(pair, read_volume(pair.fixed), read_volume(pair.moving), np.ones(1, dtype=bool))
-    index = np.argwhere((_whole_numbers(label_map) == pair.still_label) & region)
+    bone = _whole_numbers(label_map) == label
+    index = np.argwhere(bone if region is None else bone & region)
     world = label_map.grid.to_world(index[:, ::-1])
     middle = np.median(world, axis=0)
     spine = (np.abs(world[:, 0] - middle[0]) < STILL_WIDTH_MM) & (world[:, 1] > middle[1])
@@ -184,15 +192,5 @@ def _largest_piece(mask: sitk.Image) -> BoolArray:
     return sitk.GetArrayFromImage(pieces) == 1
 
 
-def _read_labels(path: Any) -> Image:
-    return Image.from_sitk(sitk.ReadImage(str(path)))
-
-
 def _whole_numbers(image: Image) -> LabelArray:
     return np.rint(image.data.numpy()).astype(np.int64)
-
-
-def mean_of(scores: Iterable[Score], metric: str) -> float:
-    """Mean of a metric over the scored labels; NaN where there are none."""
-    values = [s.value for s in scores if s.metric == metric and s.scored and s.value is not None]
-    return float(np.mean(values)) if values else math.nan

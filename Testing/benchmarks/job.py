@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import resource
 import tempfile
 import time
 from dataclasses import dataclass
@@ -19,10 +18,12 @@ import numpy as np
 import torch
 
 from SAMRegistrationLib.field import DisplacementField, displacement_on
+from SAMRegistrationLib.image_io import read_image
+from SAMRegistrationLib.metrics import device_peak_memory, peak_memory
 from SAMRegistrationLib.transforms import AffineTransform
 
 from .evaluate import evaluate
-from .method import Method, Task, read_volume
+from .method import Method, Task
 from .pairs import Pair, load_pairs
 from .registry import find_method
 
@@ -59,7 +60,7 @@ class ResultFiles:
     def read_displacement(self, pair: Pair) -> DisplacementField:
         """The saved displacement on the pair's fixed grid."""
         data = torch.from_numpy(np.load(self.displacement))
-        return DisplacementField(data, read_volume(pair.fixed).grid)
+        return DisplacementField(data, read_image(pair.fixed).grid)
 
     def write_displacement(self, field: DisplacementField) -> None:
         self.displacement.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,7 @@ def run_method(
 ) -> tuple[dict[str, Any], DisplacementField]:
     """Register a pair; its report without scores, and the displacement in mm on the fixed grid."""
     method.load()
-    memory_before = _peak_mib()
+    memory_before = peak_memory()
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         began = time.perf_counter()
         outcome = method.run(Task(pair, start, device, Path(folder)))
@@ -116,22 +117,17 @@ def run_method(
         "status": "done",
         "seconds": total,
         "stages": outcome.seconds,
-        "peak_memory_mib": _peak_mib(),
+        "peak_memory_mib": peak_memory(),
         "memory_before_mib": memory_before,
         "device": device,
-        "device_memory_mib": torch.cuda.max_memory_allocated() / 2**20 if device.startswith("cuda") else None,
+        "device_memory_mib": device_peak_memory(device) if device.startswith("cuda") else None,
         "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",
         "settings": outcome.settings,
         "warnings": list(outcome.warnings),
     }
     if isinstance(outcome.transform, AffineTransform):
         report["matrix"] = outcome.transform.matrix.tolist()
-    return report, displacement_on(outcome.transform, read_volume(pair.fixed).grid)
-
-
-def _peak_mib() -> float:
-    """Largest resident memory of this process so far (Linux counts in KiB)."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return report, displacement_on(outcome.transform, read_image(pair.fixed).grid)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.transforms import AffineTransform, Transform
 
 from .pairs import Pair
-
-CT_MAXIMUM_OF_AIR = -900
 
 
 @dataclass(frozen=True)
@@ -64,13 +60,6 @@ class Method(Protocol):
 
     def run(self, task: Task) -> Outcome:
         """Register; timed as a whole, reading the volumes included."""
-
-
-def read_volume(path: Path) -> Image:
-    """A volume with its modality guessed: CT and CBCT are told by the HU of air."""
-    image = sitk.ReadImage(str(path))
-    lowest = float(np.min(sitk.GetArrayViewFromImage(image)))
-    return Image.from_sitk(image, "CT" if lowest <= CT_MAXIMUM_OF_AIR else "MR")
 
 
 def affine(matrix: NDArray[Any]) -> AffineTransform:

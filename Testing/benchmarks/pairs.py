@@ -91,8 +91,10 @@ class Truth:
 class Pair:
     """Two volumes to register and what is known about the answer.
 
-    Paths are absolute. `moving_offset`, where given, is the rigid 4x4 matrix by which the moving volume is moved
-    in world space (by its header only) before anything is registered: see `prepared`.
+    Paths are absolute; `label_maps` are the fixed and the moving one. `still_label` is a label of the fixed map
+    whose part at the spine did not move in the common frame. `moving_offset`, where given, is the rigid 4x4 matrix
+    by which the moving volume is moved in world space (by its header only) before anything is registered: see
+    `prepared`.
     """
 
     name: str
@@ -101,8 +103,7 @@ class Pair:
     moving: Path
     start: Start
     region: Region = Region.EVERYWHERE
-    fixed_labels: Path | None = None
-    moving_labels: Path | None = None
+    label_maps: tuple[Path, Path] | None = None
     labels: tuple[Label, ...] = ()
     landmarks: Path | None = None
     truth: Truth | None = None
@@ -189,9 +190,6 @@ def _labels(rows: list[dict[str, Any]]) -> tuple[Label, ...]:
 
 
 def _pair(entry: dict[str, Any], label_tables: dict[str, tuple[Label, ...]], data_dir: Path) -> Pair:
-    def path(key: str) -> Path | None:
-        return data_dir / entry[key] if key in entry else None
-
     fixed, moving = data_dir / entry["fixed"], data_dir / entry["moving"]
     for file in (fixed, moving):
         if not file.is_file():
@@ -203,14 +201,19 @@ def _pair(entry: dict[str, Any], label_tables: dict[str, tuple[Label, ...]], dat
         moving=moving,
         start=Start(entry["start"]),
         region=Region(entry.get("region", Region.EVERYWHERE.value)),
-        fixed_labels=path("fixed_labels"),
-        moving_labels=path("moving_labels"),
+        label_maps=_label_maps(entry, data_dir),
         labels=label_tables[entry["labels"]] if "labels" in entry else (),
-        landmarks=path("landmarks"),
+        landmarks=data_dir / entry["landmarks"] if "landmarks" in entry else None,
         truth=_truth(entry["truth"], data_dir) if "truth" in entry else None,
         still_label=entry.get("still_label"),
         moving_offset=np.asarray(entry["moving_offset"]) if "moving_offset" in entry else None,
     )
+
+
+def _label_maps(entry: dict[str, Any], data_dir: Path) -> tuple[Path, Path] | None:
+    if "labels" not in entry:
+        return None
+    return data_dir / entry["fixed_labels"], data_dir / entry["moving_labels"]
 
 
 def _truth(entry: dict[str, Any], data_dir: Path) -> Truth:

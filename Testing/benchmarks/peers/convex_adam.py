@@ -16,9 +16,10 @@ import torch
 
 from SAMRegistrationLib.field import DisplacementField, displacement_on
 from SAMRegistrationLib.grid import Grid
+from SAMRegistrationLib.image_io import read_image
 from SAMRegistrationLib.transforms import AffineTransform, CompositeTransform
 
-from ..method import Outcome, Task, read_volume
+from ..method import Outcome, Task
 
 WORKING_SPACING_MM = 2.0
 GRID_MULTIPLE = 6
@@ -37,7 +38,7 @@ class ConvexAdam:
             raise ImportError("ConvexAdam is not installed: pip install convexAdam==0.2.0 nibabel") from error
 
     def run(self, task: Task) -> Outcome:
-        fixed, moving = read_volume(task.pair.fixed), read_volume(task.pair.moving)
+        fixed, moving = read_image(task.pair.fixed), read_image(task.pair.moving)
         start = task.start or AffineTransform(task.pair.start_matrix())
         grid = working_grid(fixed.grid)
         aligned = displacement_on(start, grid).warp(moving)
