@@ -18,7 +18,7 @@ from .overlap import (
     within,
 )
 from .resources import Stage, StageRecorder, device_peak_memory, peak_memory
-from .similarity import local_cross_correlation, mutual_information, normalized_cross_correlation, similarity
+from .similarity import mutual_information, normalized_cross_correlation, similarity
 from .smoothness import (
     FieldQuality,
     field_quality,
@@ -49,7 +49,6 @@ __all__ = [
     "jacobian_determinant",
     "label_centers",
     "labels_in",
-    "local_cross_correlation",
     "mutual_information",
     "non_diffeomorphic_volume",
     "normalized_cross_correlation",

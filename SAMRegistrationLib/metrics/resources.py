@@ -24,15 +24,15 @@ PROCESS_STATUS = Path("/proc/self/status")
 class Stage:
     """One timed part of the work; memory in MiB.
 
-    `peak_memory_growth` is by how much the stage raised the process's peak, so it is 0 for a stage that fits
-    into what an earlier one had taken. `device_peak_memory` is the most that was allocated on the CUDA device
+    `peak_memory_growth_mib` is by how much the stage raised the process's peak, so it is 0 for a stage that fits
+    into what an earlier one had taken. `device_peak_memory_mib` is the most that was allocated on the CUDA device
     while the stage ran, None without one.
     """
 
     name: str
     seconds: float = 0.0
-    peak_memory_growth: float = 0.0
-    device_peak_memory: float | None = None
+    peak_memory_growth_mib: float = 0.0
+    device_peak_memory_mib: float | None = None
 
 
 @dataclass
@@ -64,9 +64,9 @@ class StageRecorder:
         finally:
             device_peak = self._device_peak()
             record.seconds += time.perf_counter() - started
-            record.peak_memory_growth += peak_memory() - peak_before
+            record.peak_memory_growth_mib += peak_memory() - peak_before
             if device_peak is not None:
-                record.device_peak_memory = max(record.device_peak_memory or 0.0, device_peak)
+                record.device_peak_memory_mib = max(record.device_peak_memory_mib or 0.0, device_peak)
         self.advance(name, 1.0)
 
     def advance(self, name: str, fraction: float) -> None:
@@ -108,7 +108,9 @@ class StageRecorder:
 
     def summary(self) -> dict[str, Any]:
         """The record as it stands in a report: seconds, memory in MiB, and every stage."""
-        on_device = [stage.device_peak_memory for stage in self.stages if stage.device_peak_memory is not None]
+        on_device = [
+            stage.device_peak_memory_mib for stage in self.stages if stage.device_peak_memory_mib is not None
+        ]
         return {
             "seconds": self.seconds,
             "peak_memory_mib": peak_memory(),

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 HISTOGRAM_BINS = 64
-LOCAL_WINDOW = 9
-SMALLEST_VARIANCE = 1e-5
 
 
 def similarity(first: Tensor, second: Tensor, mask: Tensor | None = None) -> dict[str, float]:
-    """All measures of two volumes (z, y, x) within a mask (z, y, x), as a dictionary for a report."""
+    """Both measures of two volumes (z, y, x) within a mask (z, y, x), as a dictionary for a report."""
     return {
         "normalized_cross_correlation": normalized_cross_correlation(first, second, mask),
-        "local_cross_correlation": local_cross_correlation(first, second, mask),
         "mutual_information": mutual_information(first, second, mask),
     }
 
@@ -26,27 +22,6 @@ def normalized_cross_correlation(first: Tensor, second: Tensor, mask: Tensor | N
     a, b = a - a.mean(), b - b.mean()
     scale = float(a.norm() * b.norm())
     return float(a @ b) / scale if scale > 0 else 0.0
-
-
-def local_cross_correlation(
-    first: Tensor, second: Tensor, mask: Tensor | None = None, window: int = LOCAL_WINDOW
-) -> float:
-    """Mean over voxels of the squared correlation within a cube of `window` voxels, 0 to 1 (ANTs' CC).
-
-    Places where one volume is locally constant count as 0.
-    """
-    # Local variances are differences of large squares: shift the intensities towards zero first.
-    a = (first - first.mean()).float()
-    b = (second - second.mean()).float()
-    mean_a, mean_b = _box_mean(a, window), _box_mean(b, window)
-    covariance = _box_mean(a * b, window) - mean_a * mean_b
-    variance_a = (_box_mean(a * a, window) - mean_a**2).clamp(min=0)
-    variance_b = (_box_mean(b * b, window) - mean_b**2).clamp(min=0)
-    floor_a, floor_b = SMALLEST_VARIANCE * float(a.var()), SMALLEST_VARIANCE * float(b.var())
-    varied = (variance_a > floor_a) & (variance_b > floor_b)
-    squared = torch.where(varied, covariance**2 / (variance_a * variance_b), 0).clamp(max=1)
-    selected = squared if mask is None else squared[mask.bool()]
-    return float(selected.mean()) if selected.numel() else 0.0
 
 
 def mutual_information(
@@ -81,13 +56,3 @@ def _binned(values: Tensor, bins: int) -> Tensor:
     low, high = (ordered[round(share * (len(ordered) - 1))] for share in (0.005, 0.995))
     scaled = (values - low) / (high - low).clamp(min=torch.finfo(values.dtype).tiny) * bins
     return scaled.clamp(0, bins - 1).long()
-
-
-def _box_mean(volume: Tensor, window: int) -> Tensor:
-    """Mean over a cube of voxels, only those inside the volume (z, y, x)."""
-    mean = volume[None, None]
-    for axis in range(3):
-        size, padding = [1, 1, 1], [0, 0, 0]
-        size[axis], padding[axis] = window, window // 2
-        mean = functional.avg_pool3d(mean, size, stride=1, padding=padding, count_include_pad=False)
-    return mean[0, 0]
