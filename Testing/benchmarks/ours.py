@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .method import Outcome, Task
 
 
@@ -24,10 +22,10 @@ class Preset:
         result = register(
             task.pair.fixed, task.pair.moving, preset=self.name, device=task.device, initial=task.start
         )
-        report: dict[str, Any] = result.report if isinstance(result.report, dict) else result.report.to_dict()
+        report = result.report
         return Outcome(
             result.transform,
-            seconds=dict(report.get("seconds", {})),
-            settings={"preset": report.get("preset", self.name)},
-            warnings=tuple(report.get("warnings", ())),
+            seconds={stage["name"]: stage["seconds"] for stage in report["stages"]},
+            settings={"preset": report["preset"], **report["settings"]},
+            warnings=tuple(report["warnings"]),
         )

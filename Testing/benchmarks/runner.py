@@ -17,6 +17,7 @@ from .pairs import Pair, load_pairs
 from .registry import find_method, with_starts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+JOB_MODULE = "Testing.benchmarks.job"
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _run_one(run: Run, pair: Pair, method: str) -> dict[str, Any]:
 
 def _run_job(run: Run, pair: Pair, method: str) -> tuple[str, str]:
     """Status ("done", "failed", "time limit") and the last line that the job said on stderr."""
-    command = [sys.executable, "-m", f"{__package__}.job", "--data", str(run.data), "--out", str(run.out)]
+    command = [sys.executable, "-m", JOB_MODULE, "--data", str(run.data), "--out", str(run.out)]
     command += ["--suite", run.suite, "--pair", pair.name, "--method", method]
     command += ["--device", run.device, "--threads", str(run.threads)]
     if start := find_method(method).start:
