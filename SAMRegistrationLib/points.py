@@ -158,8 +158,10 @@ def write_point_pairs(fixed: PointSet, moving: PointSet, path: str | Path) -> No
 
 
 def _csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """The rows as CSV, one line each: line breaks within a label become spaces."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([" ".join(cell.split()) if isinstance(cell, str) else cell for cell in row] for row in rows)
     return text.getvalue()
 
 
@@ -177,10 +179,7 @@ def _read_markup_points(path: Path) -> PointSet:
                 continue
             positions.append(numbers(control["position"], 3, path, "a control point's position") * factors)
             labels.append(str(control.get("label", "")))
-    if undefined:
-        warnings.warn(
-            f"{path}: {undefined} points without a position were left out", RegistrationWarning, stacklevel=3
-        )
+    _warn_of_undefined(undefined, path)
     return PointSet(np.array(positions).reshape(-1, 3), tuple(labels))
 
 
@@ -199,9 +198,10 @@ def _read_table(path: Path) -> PointSet:
     axes, system = _position_columns(places, path)
     if system is None:
         system = _declared_system(comments, is_fcsv, path)
-    points = np.array([_position(row, [places[axis] for axis in axes], line, path) for line, row in rows])
-    labels = tuple(_label(row, places) for _, row in rows)
-    return PointSet(points.reshape(-1, 3) * to_lps_signs(system, path), labels)
+    defined = [(line, row) for line, row in rows if _cell(row, places, "defined") not in ("0", "false")]
+    _warn_of_undefined(len(rows) - len(defined), path)
+    points = _positions(defined, [places[axis] for axis in axes], path)
+    return PointSet(points * to_lps_signs(system, path), _labels(defined, places))
 
 
 def _read_pair_table(path: Path) -> tuple[PointSet, PointSet]:
@@ -213,19 +213,17 @@ def _read_pair_table(path: Path) -> tuple[PointSet, PointSet]:
     if not rows:
         raise InputError(f"{path} holds no points")
     signs = to_lps_signs(_declared_system(comments, False, path), path)
-    labels = tuple(_label(row, places) for _, row in rows)
-    sides = []
-    for names in (_PAIR_COLUMNS[:3], _PAIR_COLUMNS[3:]):
-        points = np.array([_position(row, [places[name] for name in names], line, path) for line, row in rows])
-        sides.append(PointSet(points * signs, labels))
-    return sides[0], sides[1]
+    columns_of = [places[name] for name in _PAIR_COLUMNS]
+    fixed, moving = (_positions(rows, side, path) * signs for side in (columns_of[:3], columns_of[3:]))
+    labels = _labels(rows, places)
+    return PointSet(fixed, labels), PointSet(moving, labels)
 
 
 def _table(path: Path) -> tuple[dict[str, str], list[tuple[int, list[str]]]]:
     """The `# name = value` comments (names in lower case) and the rows of a table with their line numbers."""
     comments: dict[str, str] = {}
     rows: list[tuple[int, list[str]]] = []
-    for line, text in enumerate(read_text(path).splitlines(), start=1):
+    for line, text in enumerate(read_text(path).split("\n"), start=1):
         if text.startswith("#"):
             if match := _COMMENT.match(text):
                 comments[match[1].lower()] = match[2].strip()
@@ -254,14 +252,28 @@ def _declared_system(comments: dict[str, str], is_fcsv: bool, path: Path) -> str
     return "RAS"
 
 
-def _position(row: list[str], places: list[int], line: int, path: Path) -> NDArray[np.float64]:
-    cells = [row[place] for place in places if place < len(row)]
-    return numbers(cells, 3, path, f"the position in line {line}")
+def _positions(rows: list[tuple[int, list[str]]], places: list[int], path: Path) -> NDArray[np.float64]:
+    positions = []
+    for line, row in rows:
+        cells = [row[place] for place in places if place < len(row)]
+        positions.append(numbers(cells, 3, path, f"the position in line {line}"))
+    return np.array(positions).reshape(-1, 3)
 
 
-def _label(row: list[str], places: dict[str, int]) -> str:
-    place = places.get("label", len(row))
+def _labels(rows: list[tuple[int, list[str]]], places: dict[str, int]) -> tuple[str, ...]:
+    return tuple(_cell(row, places, "label") for _, row in rows)
+
+
+def _cell(row: list[str], places: dict[str, int], column: str) -> str:
+    place = places.get(column, len(row))
     return row[place].strip() if place < len(row) else ""
+
+
+def _warn_of_undefined(count: int, path: Path) -> None:
+    if count:
+        warnings.warn(
+            f"{path}: {count} points without a position were left out", RegistrationWarning, stacklevel=4
+        )
 
 
 def _is_number(cell: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from .errors import InputError
 from .grid import Grid
 from .markups import MARKUPS_SUFFIXES, control_point, markup_factors, numbers, read_markups, write_markup
-from .sampling import voxel_mesh
+from .sampling import slabs, voxel_mesh
 
 _TOLERANCE = 1e-3  # mm; a voxel center on the face of the box is inside
 
@@ -83,25 +84,36 @@ class RegionOfInterest:
 
     def mask(self, grid: Grid, device: torch.device | str = "cpu") -> Tensor:
         """Whether the center of each voxel lies inside: (z, y, x), bool."""
-        return (self._outside(grid, device) <= _TOLERANCE).all(dim=0)
+        return self._per_voxel(grid, device, lambda outside: (outside <= _TOLERANCE).all(dim=0))
 
     def weight(self, grid: Grid, margin: float, device: torch.device | str = "cpu") -> Tensor:
         """A smooth weight per voxel, (z, y, x) float32: 1 inside, falling to 0 at `margin` mm outside.
 
         The fall is half a cosine of the distance to the box, so that the weight has no kink on either side.
+
+        Raises:
+            ValueError: if the margin is not positive.
         """
         if margin <= 0:
-            return self.mask(grid, device).float()
-        distance = self._outside(grid, device).clamp(min=0).square().sum(dim=0).sqrt()
-        return 0.5 + 0.5 * torch.cos(torch.pi * (distance / margin).clamp(max=1))
+            raise ValueError("the margin of a smooth weight must be positive")
 
-    def _outside(self, grid: Grid, device: torch.device | str) -> Tensor:
-        """How far, in mm along each own axis, a voxel center lies beyond the box's faces: (3, z, y, x)."""
+        def falling(outside: Tensor) -> Tensor:
+            distance = outside.clamp_(min=0).square_().sum(dim=0).sqrt_()
+            return 0.5 + 0.5 * torch.cos(torch.pi * (distance / margin).clamp_(max=1))
+
+        return self._per_voxel(grid, device, falling)
+
+    def _per_voxel(self, grid: Grid, device: torch.device | str, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """`function` of how far, in mm along each own axis, the voxel centers lie beyond the faces: (z, y, x)."""
         world_to_own = np.eye(4)
         world_to_own[:3, :3] = self.axes.T
         world_to_own[:3, 3] = -self.axes.T @ self.center
-        own = voxel_mesh(grid.shape, world_to_own @ grid.voxel_to_world, device)
-        return own.abs_() - torch.as_tensor(self.half_size, dtype=own.dtype, device=device).view(3, 1, 1, 1)
+        half_size = torch.tensor(self.half_size, dtype=torch.float32, device=device).view(3, 1, 1, 1)
+        parts = []
+        for slab in slabs(grid.shape, device):
+            own = voxel_mesh(grid.shape, world_to_own @ grid.voxel_to_world, device, slab)
+            parts.append(function(own.abs_() - half_size))
+        return torch.cat(parts)
 
     def overlap(self, grid: Grid) -> float:
         """The fraction of this box's volume that lies inside the grid's box (by sampling, to about 1 %)."""
