@@ -3,19 +3,20 @@
 The idea (a fine and a coarse unit vector per voxel that say where in the body the voxel is) is that of the
 SAM embedding, Yan et al. 2022 (IEEE TMI, arXiv 2012.02383); the architecture is our own. It is built for CPUs
 that multiply matrices in bfloat16: channels are multiples of 16, every convolution is dense, and the full
-resolution is touched only by a rearrangement. Batch normalization, not instance or group normalization, because
-its statistics are constants at inference: a crop and the whole volume get the same vectors, and the
-normalization folds into the convolutions.
+resolution is touched only by a rearrangement. There is no normalization of activations: weights are standardized
+instead (Brock et al. 2021), so that a crop and the whole volume get the same vectors, batches of any make-up train
+alike, and at inference nothing but plain convolutions is left.
 """
 
 from __future__ import annotations
 
 import copy
+import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 WORKING_SPACING = 2.0
 """Isotropic voxel size in mm at which the network is meant to be used (trained for 1.5 to 3.3 mm)."""
@@ -24,6 +25,9 @@ FINE_STRIDE = 2
 COARSE_STRIDE = 8
 TOTAL_STRIDE = 16
 """Inputs are padded with air to multiples of this inside the network."""
+
+RECTIFIED_GAIN = (2.0 / (1.0 - 1.0 / math.pi)) ** 0.5
+"""One over the standard deviation of a rectified unit Gaussian."""
 
 HU_KNOTS = (-1024.0, -200.0, 250.0, 1600.0)
 INPUT_KNOTS = (0.0, 0.5, 1.5, 2.0)
@@ -85,6 +89,11 @@ class SamLite(nn.Module):
             along C. Fine voxel i covers input voxels 2i and 2i+1 (center 2i+0.5); coarse voxel i covers input
             voxels 8i to 8i+7 (center 8i+3.5).
         """
+        fine, coarse = self.unscaled(volume)
+        return functional.normalize(fine, dim=1), functional.normalize(coarse, dim=1)
+
+    def unscaled(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+        """`forward` without the normalization, for training, which needs it only at a few thousand places."""
         half = self.stage_half(self.stem(_space_to_depth(_pad_with_air(volume))))
         quarter = self.stage_quarter(half)
         eighth = self.stage_eighth(quarter)
@@ -92,12 +101,10 @@ class SamLite(nn.Module):
         quarter = self.top_down_quarter(eighth, quarter)
         half = self.top_down_half(quarter, half)
         size = volume.shape[2:]
-        fine = _crop(self.fine_head(half), size, FINE_STRIDE)
-        coarse = _crop(self.coarse_head(eighth), size, COARSE_STRIDE)
-        return functional.normalize(fine, dim=1), functional.normalize(coarse, dim=1)
+        return _crop(self.fine_head(half), size, FINE_STRIDE), _crop(self.coarse_head(eighth), size, COARSE_STRIDE)
 
     def fused(self) -> SamLite:
-        """A copy in evaluation mode with every normalization folded into its convolution (for inference)."""
+        """A copy for inference, with every weight standardization done once and for all."""
         network = copy.deepcopy(self).eval()
         for module in network.modules():
             if isinstance(module, ConvolutionUnit):
@@ -106,27 +113,59 @@ class SamLite(nn.Module):
 
 
 class ConvolutionUnit(nn.Module):
-    """Convolution, batch normalization and, unless told not to, ReLU."""
+    """Weight-standardized convolution and, unless told not to, ReLU.
+
+    The weights of every output channel have mean 0 and, with gain 1, a scale that keeps the variance of rectified
+    unit Gaussians (Brock et al. 2021, arXiv 2101.08692, section 2).
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int = 3, *, stride: int = 1, dilation: int = 1, relu: bool = True
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 3,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        relu: bool = True,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         padding = dilation * (kernel // 2) if stride == 1 else 0
-        self.convolution = nn.Conv3d(
-            inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation, bias=False
-        )
-        self.normalization: nn.Module = nn.BatchNorm3d(outputs)
+        self.convolution = nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation)
+        nn.init.normal_(self.convolution.weight)
+        nn.init.zeros_(cast(Tensor, self.convolution.bias))
+        self.gain: nn.Parameter | None = nn.Parameter(torch.full((outputs,), gain))
         self.relu = relu
 
     def forward(self, features: Tensor) -> Tensor:
-        features = self.normalization(self.convolution(features))
+        convolution = self.convolution
+        features = functional.conv3d(
+            features,
+            self._weight(),
+            convolution.bias,
+            convolution.stride,
+            cast("tuple[int, ...]", convolution.padding),
+            convolution.dilation,
+        )
         return functional.relu(features, inplace=True) if self.relu else features
 
     def fuse(self) -> None:
-        """Fold the normalization into the convolution; evaluation mode only."""
-        self.convolution = fuse_conv_bn_eval(self.convolution, self.normalization)
-        self.normalization = nn.Identity()
+        """Replace the weights by the standardized ones, once and for all."""
+        self.convolution.weight = nn.Parameter(self._weight().detach(), requires_grad=False)
+        self.gain = None
+
+    def _weight(self) -> Tensor:
+        weight = self.convolution.weight
+        if self.gain is None:
+            return weight
+        variance, mean = torch.var_mean(weight, dim=(1, 2, 3, 4), keepdim=True, correction=0)
+        scale = (
+            RECTIFIED_GAIN
+            * self.gain[:, None, None, None, None]
+            * torch.rsqrt(variance * weight[0].numel() + 1e-6)
+        )
+        return (weight - mean) * scale
 
 
 class ResidualBlock(nn.Module):
@@ -135,7 +174,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, *, convolutions: int = 2, dilation: int = 1) -> None:
         super().__init__()
         units = [
-            ConvolutionUnit(channels, channels, dilation=dilation, relu=index < convolutions - 1)
+            ConvolutionUnit(channels, channels, dilation=dilation, relu=index < convolutions - 1, gain=0.5)
             for index in range(convolutions)
         ]
         self.body = nn.Sequential(*units)

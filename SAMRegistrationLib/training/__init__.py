@@ -1,0 +1,1 @@
+"""Training of anatomical embeddings: data cache, views, losses, trainer, evaluation."""

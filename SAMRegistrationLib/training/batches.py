@@ -1,0 +1,90 @@
+"""From cached volumes to a batch of augmented views, reproducibly per iteration."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..networks.sam_lite import FINE_STRIDE, preprocess_ct
+from .cache import CachedVolume
+from .config import TrainingConfig
+from .photometric import PhotometricAugmentation
+from .views import Source, View, cut_view, draw_placements
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views of 2 * pairs volumes: `views[v]` are the two views of `volumes[v]`; volumes 2p and 2p+1 are a pair.
+
+    `images` (2 * volumes, 1, d, h, w), preprocessed, in the same order.
+    """
+
+    volumes: list[CachedVolume]
+    views: list[tuple[View, View]]
+    images: Tensor
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the volumes."""
+        return [volume.name for volume in self.volumes]
+
+
+class BatchSource:
+    """Draws batches. The batch of an iteration depends on the seed, the iteration and the process only."""
+
+    def __init__(
+        self, volumes: list[CachedVolume], config: TrainingConfig, device: torch.device, process: int = 0
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.process = process
+        self.regions: dict[str, list[CachedVolume]] = {}
+        for volume in volumes:
+            self.regions.setdefault(volume.region, []).append(volume)
+        self.weights = torch.tensor([self._weight(name) for name in self.regions], dtype=torch.float64)
+
+    def generator(self, iteration: int) -> torch.Generator:
+        """The random numbers of one iteration in this process."""
+        mixed = (self.config.seed * 1_000_003 + iteration) * 1_009 + self.process
+        return torch.Generator().manual_seed(mixed % 2**63)
+
+    def draw(self, generator: torch.Generator) -> Batch:
+        """Draw volumes, cut and change their views."""
+        volumes = [volume for _ in range(self.config.pairs) for volume in self._draw_pair(generator)]
+        views, images = [], []
+        for volume in volumes:
+            source = self._load(volume)
+            placements = draw_placements(source, self.config.views, generator)
+            pair = [
+                self._augmented(cut_view(source, place, self.config.views.shape), generator)
+                for place in placements
+            ]
+            views.append((pair[0], pair[1]))
+            images += [pair[0].image, pair[1].image]
+        return Batch(volumes, views, preprocess_ct(torch.cat(images)))
+
+    def _augmented(self, view: View, generator: torch.Generator) -> View:
+        image, kept = PhotometricAugmentation(self.config.photometric, generator)(view.image)
+        kept = kept[
+            FINE_STRIDE // 2 :: FINE_STRIDE, FINE_STRIDE // 2 :: FINE_STRIDE, FINE_STRIDE // 2 :: FINE_STRIDE
+        ]
+        return View(image, view.mesh, view.codes, view.visible & kept, view.matrix)
+
+    def _draw_pair(self, generator: torch.Generator) -> list[CachedVolume]:
+        region = list(self.regions)[int(torch.multinomial(self.weights, 1, generator=generator))]
+        members = self.regions[region]
+        first = int(torch.randint(len(members), (), generator=generator))
+        others = [volume for volume in members if volume.subject != members[first].subject] or members
+        second = int(torch.randint(len(others), (), generator=generator))
+        return [members[first], others[second]]
+
+    def _load(self, volume: CachedVolume) -> Source:
+        image = torch.from_numpy(volume.image().copy()).to(self.device, non_blocking=True)
+        codes = torch.from_numpy(volume.labels().copy()).to(self.device, non_blocking=True)
+        return Source(image[None, None].float(), codes[None, None], volume.spacing)
+
+    def _weight(self, region: str) -> float:
+        return self.config.region_weights.get(region, math.sqrt(len(self.regions[region])))

@@ -1,0 +1,137 @@
+"""Every constant of a training run, with the values of the shipped recipe as defaults."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """How two views of one volume are cut out; lengths in mm, angles in degrees.
+
+    Args:
+        shape: voxels of a view (z, y, x), multiples of 16.
+        spacing: smallest and largest voxel size common to both views, drawn log-uniformly.
+        scale: largest factor by which one view's voxel size deviates from the common one, either way.
+        tilt, turn: standard deviations of the rotations about x and y, and about z.
+        largest_angle: where those are cut off.
+        quarter_turn_probability: how often one view is turned about z by up to `quarter_turn`.
+        elastic: largest standard deviation of the control points of the elastic deformation.
+        elastic_grid: control points (z, y, x) per view.
+        offset: standard deviation of the distance between the view centers along each axis.
+        far_probability, far_offset: how often the views lie far apart, and how far.
+        label_probability: how often a view is centered near a labelled voxel instead of any body voxel.
+    """
+
+    shape: tuple[int, int, int] = (80, 80, 96)
+    spacing: tuple[float, float] = (1.8, 3.0)
+    scale: float = 1.25
+    tilt: float = 8.0
+    turn: float = 10.0
+    largest_angle: float = 25.0
+    quarter_turn_probability: float = 0.12
+    quarter_turn: float = 100.0
+    elastic: float = 7.0
+    elastic_grid: tuple[int, int, int] = (5, 5, 6)
+    offset: float = 20.0
+    far_probability: float = 0.15
+    far_offset: float = 60.0
+    label_probability: float = 0.6
+
+
+@dataclass(frozen=True)
+class PhotometricConfig:
+    """How often each change of the grey values happens to a view, and how strong it may be."""
+
+    noise_probability: float = 0.5
+    noise_hu: float = 60.0
+    blur_probability: float = 0.25
+    blur_voxels: float = 1.2
+    thick_slice_probability: float = 0.25
+    contrast_probability: float = 0.5
+    contrast_hu: float = 120.0
+    window_probability: float = 0.5
+    shading_probability: float = 0.2
+    shading_hu: float = 120.0
+    streak_probability: float = 0.1
+    streak_hu: float = 300.0
+    cut_probability: float = 0.4
+    erosion_probability: float = 0.3
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """InfoNCE and supervised contrast; lengths in mm.
+
+    The temperature is 0.1 and not the published 0.5. `fine_radius` and `coarse_radius` separate negatives from
+    the point (published: 20 and 25 mm for NIH-LN, 3 and 5 mm at the least).
+    """
+
+    queries: int = 192
+    pool: int = 4096
+    hard_negatives: int = 1000
+    other_negatives: int = 1500
+    temperature: float = 0.1
+    fine_radius: float = 7.0
+    coarse_radius: float = 24.0
+    organ_queries: int = 20
+    organ_targets: int = 128
+    organ_weight: float = 0.5
+    atlas_sigma: float = 12.0
+    atlas_reach: float = 60.0
+    atlas_weight: float = 0.3
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """One training run.
+
+    Args:
+        architecture: network name; a checkpoint of another one is refused.
+        pairs: pairs of volumes per iteration and process; the two subjects of a pair come from one body region.
+        iterations: length of the run; the learning rate is constant after `warmup` and falls to zero over the
+            last `decay` of it, so that a run can be prolonged from a checkpoint before the decay.
+        accumulation: iterations whose gradients are summed before one step.
+        region_weights: how often each body region is drawn; empty means the square root of its subject count.
+        checkpoint_minutes: time between checkpoints.
+    """
+
+    architecture: str = "sam-lite"
+    width: int = 32
+    embedding_channels: int = 64
+    spacing: float = 2.0
+    pairs: int = 1
+    iterations: int = 3000
+    accumulation: int = 1
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-3
+    warmup: int = 50
+    decay: float = 0.3
+    average_decay: float = 0.99
+    gradient_clip: float = 1.0
+    seed: int = 1
+    mixed_precision: bool = True
+    checkpoint_minutes: float = 5.0
+    region_weights: dict[str, float] = field(default_factory=dict)
+    views: ViewConfig = ViewConfig()
+    photometric: PhotometricConfig = PhotometricConfig()
+    loss: LossConfig = LossConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> TrainingConfig:
+        """Rebuild from `to_dict`, or from JSON where tuples have become lists."""
+        parts = {"views": ViewConfig, "photometric": PhotometricConfig, "loss": LossConfig}
+        plain = {key: value for key, value in values.items() if key not in parts}
+        nested = {key: _from_plain(kind, values.get(key, {})) for key, kind in parts.items()}
+        return TrainingConfig(**plain, **nested)
+
+
+def _from_plain(kind: type, values: dict[str, Any]) -> Any:
+    known = {item.name for item in fields(kind)}
+    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return kind(**{key: value for key, value in tuples.items() if key in known})

@@ -1,0 +1,148 @@
+"""Contrast within a volume and between subjects.
+
+`contrast_views` is the InfoNCE of SAM (Yan et al. 2022, arXiv 2012.02383, section III) with hard negatives.
+`contrast_organs` and `contrast_atlas` bring the signal between subjects, in the spirit of the supervised contrast
+of UAE-S (arXiv 2311.15111), but without pulling a whole structure onto one vector, which would take the position
+along the spinal cord away.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .config import LossConfig
+from .embedding_samples import EmbeddedView, Samples
+from .views import locate
+
+FEWEST_QUERIES = 8
+LOWEST = -1e4
+
+
+def contrast_views(
+    first: EmbeddedView,
+    second: EmbeddedView,
+    others: Samples | None,
+    config: LossConfig,
+) -> tuple[Tensor, Tensor] | None:
+    """Fine and coarse InfoNCE between two views of one volume, queries in both of them.
+
+    The positive is the interpolated vector at the exact corresponding place. Negatives are places of both views
+    farther away than a radius; those most similar in fine plus coarse are kept. The coarse loss also gets places
+    of other volumes. Returns None where the views have (almost) nothing in common.
+    """
+    pools = first.pool, second.pool
+    if min(len(pool) for pool in pools) == 0:
+        return None
+    both = Samples.join(list(pools))
+    losses = []
+    for pool, target in ((pools[0], second), (pools[1], first)):
+        queries = pool.take(slice(4 * config.queries))
+        voxels, found = locate(target.view, queries.positions)
+        picks = torch.nonzero(found & target.is_visible(voxels))[: config.queries, 0]
+        if len(picks) >= FEWEST_QUERIES:
+            losses.append(_directed(queries.take(picks), target, voxels[picks], both, others, config))
+    if not losses:
+        return None
+    fine, coarse = (torch.stack(parts).mean() for parts in zip(*losses, strict=True))
+    return fine, coarse
+
+
+def _directed(
+    queries: Samples,
+    target: EmbeddedView,
+    voxels: Tensor,
+    pool: Samples,
+    others: Samples | None,
+    config: LossConfig,
+) -> tuple[Tensor, Tensor]:
+    distance = torch.cdist(queries.positions, pool.positions)
+    fine = queries.fine @ pool.fine.T
+    coarse = queries.coarse @ pool.coarse.T
+    joined = (fine + coarse).detach()
+    fine_positive = (queries.fine * target.fine_at(voxels)).sum(dim=1, keepdim=True)
+    coarse_positive = (queries.coarse * target.coarse_at(voxels)).sum(dim=1, keepdim=True)
+    fine_negatives = _hardest(fine, joined, distance <= config.fine_radius, config.hard_negatives)
+    coarse_negatives = _hardest(coarse, coarse.detach(), distance <= config.coarse_radius, config.hard_negatives)
+    if others is not None:
+        coarse_negatives = torch.cat([coarse_negatives, queries.coarse @ others.coarse.T], dim=1)
+    temperature = config.temperature
+    return (
+        _first_of(torch.cat([fine_positive, fine_negatives], dim=1) / temperature),
+        _first_of(torch.cat([coarse_positive, coarse_negatives], dim=1) / temperature),
+    )
+
+
+def _hardest(similarity: Tensor, ranking: Tensor, too_near: Tensor, count: int) -> Tensor:
+    masked = ranking.masked_fill(too_near, LOWEST)
+    chosen = masked.topk(min(count, masked.shape[1]), dim=1).indices
+    picked = similarity.gather(1, chosen)
+    return picked.masked_fill(too_near.gather(1, chosen), LOWEST)
+
+
+def _first_of(logits: Tensor) -> Tensor:
+    return functional.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def contrast_organs(query_view: EmbeddedView, target_view: EmbeddedView, config: LossConfig) -> Tensor | None:
+    """How much of a point's similarity to another subject falls outside the same structure.
+
+    For query i: -log(sum over the same structure of exp(s_ij / t) / sum over everything), s the mean of the fine
+    and the coarse similarity as matching uses it. Averaged over the structures seen in both views; None if none.
+    """
+    shared = sorted(query_view.organs.keys() & target_view.organs.keys())
+    if not shared:
+        return None
+    queries = Samples.join([query_view.organs[code].take(slice(config.organ_queries)) for code in shared])
+    targets = Samples.join([target_view.organs[code] for code in shared] + [target_view.pool])
+    logits = (queries.fine @ targets.fine.T + queries.coarse @ targets.coarse.T) / config.temperature
+    same = queries.codes[:, None] == targets.codes[None, :]
+    inside = torch.logsumexp(logits.masked_fill(~same, LOWEST), dim=1)
+    return (torch.logsumexp(logits, dim=1) - inside).mean()
+
+
+def contrast_atlas(
+    query_view: EmbeddedView,
+    target_view: EmbeddedView,
+    transform: Tensor,
+    landmarks: Tensor,
+    config: LossConfig,
+) -> Tensor | None:
+    """Coarse contrast between subjects whose structures were aligned by an affine transform.
+
+    Args:
+        transform: (3, 4), query subject's mm to target subject's mm, see `fit_affine`.
+        landmarks: (k, 3) landmarks of the query subject; only points within `atlas_reach` of one take part.
+
+    The target distribution is a Gaussian of `atlas_sigma` around the transformed point. None if no point of the
+    query view is expected inside the target view.
+    """
+    queries = query_view.pool.take(slice(4 * config.queries))
+    targets = target_view.pool
+    if len(queries) == 0 or len(targets) == 0:
+        return None
+    expected = queries.positions @ transform[:, :3].T + transform[:, 3]
+    distance = torch.cdist(expected, targets.positions)
+    near = torch.cdist(queries.positions, landmarks).amin(dim=1) < config.atlas_reach
+    picks = torch.nonzero(near & (distance.amin(dim=1) < config.atlas_sigma))[: config.queries, 0]
+    if len(picks) < FEWEST_QUERIES:
+        return None
+    wanted = functional.softmax(-(distance[picks] ** 2) / (2 * config.atlas_sigma**2), dim=1)
+    logits = queries.coarse[picks] @ targets.coarse.T / config.temperature
+    return functional.cross_entropy(logits, wanted) - _entropy(wanted)
+
+
+def fit_affine(source: Tensor, target: Tensor, ridge: float = 400.0) -> Tensor:
+    """Affine (3, 4) from `source` (k, 3) to `target` (k, 3), drawn to a pure translation by `ridge` (mm squared
+    per point), so that nearly coplanar landmarks stay harmless."""
+    source_center, target_center = source.mean(dim=0), target.mean(dim=0)
+    centered, wanted = source - source_center, target - target_center
+    damping = torch.eye(3, dtype=source.dtype, device=source.device) * ridge
+    covariance = centered.T @ centered / len(source) + damping
+    matrix = torch.linalg.solve(covariance, centered.T @ wanted / len(source) + damping).T
+    return torch.cat([matrix, (target_center - matrix @ source_center)[:, None]], dim=1)
+
+
+def _entropy(distribution: Tensor) -> Tensor:
+    return -(distribution * distribution.clamp(min=1e-12).log()).sum(dim=1).mean()

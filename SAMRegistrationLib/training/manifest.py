@@ -1,0 +1,108 @@
+"""What a training manifest says: volumes, their body regions, and their labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+USABLE_MODALITIES = ("CT", "CBCT")
+
+REGION_GROUPS = {
+    "head and neck": ("head", "neck"),
+    "trunk": ("thorax", "chest", "abdomen", "pelvis", "trunk"),
+    "limb": ("limb", "leg", "arm", "extremity"),
+}
+"""A region is the first group one of whose words the manifest's region text contains; limbs are tried first."""
+
+UNSPECIFIC_LABELS = {"auto4": (1,)}
+"""Label values by scheme that name no structure (auto4: 1 is the rest of the body)."""
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label map of a volume, and the scheme that gives its values their meaning."""
+
+    path: Path
+    scheme: str
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume of a manifest. `region` is a key of `REGION_GROUPS` or "other"."""
+
+    name: str
+    path: Path
+    subject: str
+    region: str
+    modality: str
+    licence: str
+    source: str
+    labels: tuple[LabelFile, ...]
+
+
+def read_manifest(path: Path) -> list[Volume]:
+    """Read a manifest: JSON with a list ``items`` of objects with at least ``name`` and ``file``.
+
+    Paths are relative to the manifest. Known fields: modality, region, subject, licence, source and ``labels``
+    (objects with ``file`` and ``scheme``). Raises `InputError` if the file is missing, is no such JSON, or is empty.
+    """
+    try:
+        items = json.loads(path.read_text())["items"]
+        volumes = [_volume(item, path.parent) for item in items]
+    except FileNotFoundError:
+        raise InputError(f"The manifest {path} does not exist.") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"The manifest {path} is not valid: it needs a list 'items' with 'name' and 'file'."
+        ) from error
+    if not volumes:
+        raise InputError(f"The manifest {path} is empty.")
+    return volumes
+
+
+def read_excluded_names(path: Path) -> set[str]:
+    """Names of the volumes kept out of training: every list in the split file (see Testing/training_split.json)."""
+    try:
+        content = json.loads(path.read_text())
+        return {name for value in content.values() if isinstance(value, list) for name in value}
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"The split file {path} cannot be read: {error}.") from error
+
+
+def region_group(text: str) -> str:
+    """The sampling group of a manifest's free region text."""
+    lowered = text.lower()
+    for group in ("limb", "head and neck", "trunk"):
+        if any(word in lowered for word in REGION_GROUPS[group]):
+            return group
+    return "other"
+
+
+def regions(volumes: Iterable[Volume]) -> dict[str, list[Volume]]:
+    """Volumes by region, in the order of the manifest."""
+    groups: dict[str, list[Volume]] = {}
+    for volume in volumes:
+        groups.setdefault(volume.region, []).append(volume)
+    return groups
+
+
+def _volume(item: dict[str, Any], folder: Path) -> Volume:
+    labels = tuple(
+        LabelFile(folder / label["file"], str(label.get("scheme", "unnamed")))
+        for label in item.get("labels") or ()
+    )
+    return Volume(
+        name=str(item["name"]),
+        path=folder / item["file"],
+        subject=str(item.get("subject", item["name"])),
+        region=region_group(str(item.get("region", ""))),
+        modality=str(item.get("modality", "CT")),
+        licence=str(item.get("licence", "not stated")),
+        source=str(item.get("source", "not stated")),
+        labels=labels,
+    )

@@ -1,0 +1,186 @@
+"""Random views of a volume, with the source position of every voxel riding along.
+
+All lengths are mm in the cached volume's own frame: (x, y, z) from the center of its first voxel.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..networks.sam_lite import FINE_STRIDE
+from .cache import AIR, FIRST_LABEL, OUTSIDE
+from .config import ViewConfig
+
+INVERSION_STEPS = 8
+INVERSION_TOLERANCE = 0.5
+
+
+@dataclass(frozen=True)
+class Source:
+    """A cached volume on the device: image (1, 1, z, y, x) in HU, codes of the same shape, voxel size in mm."""
+
+    image: Tensor
+    codes: Tensor
+    spacing: float
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a view lies: view voxel v (x, y, z from the view's center) sits at center + matrix @ v, elastic aside.
+
+    `matrix` (3, 3) holds rotation and voxel size; `control` (1, 3, k, k, k) the elastic displacement in mm.
+    """
+
+    center: Tensor
+    matrix: Tensor
+    control: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """A view: image (1, 1, d, h, w) in HU; per fine voxel the source position, the code and whether it counts.
+
+    `mesh` (3, d/2, h/2, w/2) in mm, `codes` and `visible` (d/2, h/2, w/2). `matrix` maps one fine voxel to mm.
+    """
+
+    image: Tensor
+    mesh: Tensor
+    codes: Tensor
+    visible: Tensor
+    matrix: Tensor
+
+
+def draw_placements(source: Source, config: ViewConfig, generator: torch.Generator) -> tuple[Placement, Placement]:
+    """Two placements around one point of the body."""
+    anchor = _draw_anchor(source, config, generator)
+    low, high = (math.log(value) for value in config.spacing)
+    spacing = math.exp(_uniform(generator, low, high))
+    far = _uniform(generator) < config.far_probability
+    offset = config.far_offset if far else config.offset
+    turned = int(_uniform(generator) < 0.5) if _uniform(generator) < config.quarter_turn_probability else None
+    first, second = (
+        _draw_placement(anchor, spacing, offset, config, generator, quarter_turn=turned == index)
+        for index in range(2)
+    )
+    return first, second
+
+
+def cut_view(source: Source, placement: Placement, shape: tuple[int, int, int]) -> View:
+    """Sample image, codes and positions of a view of `shape` voxels (z, y, x)."""
+    positions = _positions(placement, shape)
+    mesh = functional.avg_pool3d(positions, FINE_STRIDE)
+    image = _sample(source.image - AIR, positions, source.spacing, "bilinear") + AIR
+    codes = _sample(source.codes, mesh, source.spacing, "nearest")[0, 0]
+    return View(image, mesh[0], codes, codes != OUTSIDE, placement.matrix * FINE_STRIDE)
+
+
+def locate(view: View, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Where source points appear in a view.
+
+    Args:
+        points: (n, 3) source positions in mm.
+
+    Returns:
+        Fine voxel coordinates (n, 3) as (x, y, z), and a mask (n,) of the points that lie inside the view and
+        whose position could be inverted to within half a mm.
+    """
+    shape = view.mesh.shape[1:]
+    size = points.new_tensor([shape[2], shape[1], shape[0]])
+    center = (size - 1) / 2
+    inverse = torch.linalg.inv(view.matrix)
+    middle = sample_map(view.mesh, center[None])[0]
+    voxels = center + (points - middle) @ inverse.T
+    for _ in range(INVERSION_STEPS):
+        residual = points - sample_map(view.mesh, voxels)
+        voxels = voxels + residual @ inverse.T
+    residual = points - sample_map(view.mesh, voxels)
+    inside = ((voxels >= 0) & (voxels <= size - 1)).all(dim=1)
+    return voxels, inside & (residual.norm(dim=1) < INVERSION_TOLERANCE)
+
+
+def sample_map(values: Tensor, voxels: Tensor) -> Tensor:
+    """Trilinear values (n, c) of a map (c, d, h, w) at voxel coordinates (n, 3) in (x, y, z); edges repeat."""
+    shape = values.shape[1:]
+    size = voxels.new_tensor([shape[2], shape[1], shape[0]])
+    cube = ((2 * voxels + 1) / size - 1)[None, None, None]
+    sampled = functional.grid_sample(
+        values[None], cube.to(values.dtype), mode="bilinear", padding_mode="border", align_corners=False
+    )
+    return sampled[0, :, 0, 0].T
+
+
+def _draw_anchor(source: Source, config: ViewConfig, generator: torch.Generator) -> Tensor:
+    """A random labelled or body voxel, as a position in mm (the center where the volume has neither)."""
+    near_label = _uniform(generator) < config.label_probability
+    coarse = source.codes[0, 0, ::4, ::4, ::4]
+    candidates = torch.nonzero(coarse >= FIRST_LABEL) if near_label else torch.empty(0, 3)
+    if len(candidates) == 0:
+        candidates = torch.nonzero(coarse != OUTSIDE)
+    if len(candidates) == 0:
+        size = torch.tensor(source.image.shape[:1:-1], device=source.image.device)
+        return size * source.spacing / 2
+    index = int(_uniform(generator) * len(candidates))
+    return candidates[index].flip(0).float() * 4 * source.spacing
+
+
+def _draw_placement(
+    anchor: Tensor,
+    spacing: float,
+    offset: float,
+    config: ViewConfig,
+    generator: torch.Generator,
+    *,
+    quarter_turn: bool,
+) -> Placement:
+    limit = math.radians(config.largest_angle)
+    deviations = torch.tensor([config.tilt, config.tilt, config.turn]).deg2rad()
+    angles = (torch.randn(3, generator=generator) * deviations).clamp(-limit, limit)
+    if quarter_turn:
+        angles[2] = math.radians(_uniform(generator, -config.quarter_turn, config.quarter_turn))
+    stretch = math.log(config.scale)
+    size = spacing * math.exp(_uniform(generator, -stretch, stretch))
+    center = anchor + (torch.randn(3, generator=generator) * offset).to(anchor.device)
+    amplitude = _uniform(generator) * config.elastic
+    control = torch.randn((1, 3, *config.elastic_grid), generator=generator) * amplitude
+    matrix = rotation_matrix(angles) * size
+    return Placement(center, matrix.to(anchor.device), control.to(anchor.device))
+
+
+def rotation_matrix(angles: Tensor) -> Tensor:
+    """Rotation (3, 3) about x, then y, then z by `angles` (3,) in radians."""
+    (sx, sy, sz), (cx, cy, cz) = angles.sin().tolist(), angles.cos().tolist()
+    about_x = torch.tensor([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = torch.tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = torch.tensor([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def _positions(placement: Placement, shape: tuple[int, int, int]) -> Tensor:
+    """Source position in mm of every view voxel, (1, 3, d, h, w)."""
+    device = placement.center.device
+    z, y, x = (torch.arange(size, device=device) - (size - 1) / 2 for size in shape)
+    offsets = functional.interpolate(placement.control, size=shape, mode="trilinear", align_corners=True)
+    components = [
+        placement.center[axis]
+        + placement.matrix[axis, 0] * x[None, None, :]
+        + placement.matrix[axis, 1] * y[None, :, None]
+        + placement.matrix[axis, 2] * z[:, None, None]
+        for axis in range(3)
+    ]
+    return offsets.add_(torch.stack(components)[None])
+
+
+def _sample(values: Tensor, positions: Tensor, spacing: float, mode: str) -> Tensor:
+    """Values of (1, 1, z, y, x) at positions (1, 3, d, h, w) in mm; 0 outside the volume."""
+    size = positions.new_tensor(values.shape[:1:-1])
+    cube = (positions.permute(0, 2, 3, 4, 1) * (2 / spacing) + 1) / size - 1
+    return functional.grid_sample(values.float(), cube, mode=mode, padding_mode="zeros", align_corners=False)
+
+
+def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:
+    return low + (high - low) * float(torch.rand((), generator=generator))
