@@ -22,6 +22,7 @@ from .files import staged_file
 
 FORMATS = "NIfTI (.nii, .nii.gz), NRRD (.nrrd), MetaImage (.mha, .mhd) or a folder with one DICOM series"
 WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
+_DETACHED_HEADER_SUFFIXES = (".mhd", ".nhdr")
 _DAMAGE_MESSAGES = ("Uncompress failed", "data not read completely")
 _CHUNK = 1 << 20
 _stderr_lock = threading.RLock()
@@ -136,4 +137,6 @@ def _unreadable(path: Path, error: RuntimeError) -> InputError:
         )
     if "Unable to determine ImageIO" in str(error):
         return InputError(f"{path} is not an image that can be read, or is damaged: use {FORMATS}")
+    if path.name.lower().endswith(_DETACHED_HEADER_SUFFIXES):
+        return InputError(f"{path} is truncated or damaged, or the data file that belongs to it is missing")
     return damaged(path)

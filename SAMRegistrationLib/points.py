@@ -55,9 +55,9 @@ class PointSet:
     labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        points = np.asarray(self.points, dtype=np.float64).reshape(-1, 3)
+        points = np.asarray(self.points, dtype=np.float64)
         labels = tuple(self.labels) or ("",) * len(points)
-        if np.shape(self.points) not in (points.shape, (0,)) or not np.isfinite(points).all():
+        if points.ndim != 2 or points.shape[1] != 3 or not np.isfinite(points).all():
             raise ValueError("points must be an (N, 3) array of finite coordinates")
         if len(labels) != len(points):
             raise ValueError(f"{len(labels)} labels for {len(points)} points")

@@ -181,6 +181,16 @@ def test_a_compressed_file_with_a_changed_byte_is_refused(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_a_header_without_its_data_file_is_explained(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image{suffix}"
+    write_image(volume(plain_grid()), path)
+    for data in set(tmp_path.iterdir()) - {path}:
+        data.unlink()
+    with pytest.raises(InputError, match="data file that belongs to it is missing"):
+        read_image(path)
+
+
 def test_a_nifti_file_with_a_sheared_sform_is_explained(tmp_path: Path) -> None:
     path = tmp_path / "sheared.nii"
     write_image(volume(plain_grid()), path)
