@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -101,7 +102,7 @@ class FeatureExtractor(Protocol):
         """Fine and coarse unit vectors of a volume that is sampled as the extractor wants it.
 
         Args:
-            volume: (1, 1, z, y, x), axes along L, P, S, at the working spacing or a pyramid level of it; HU for CT.
+            volume: (1, 1, z, y, x), axes along L, P, S, at working spacing or a pyramid level of it; HU for CT.
 
         Returns:
             (1, C, z', y', x') maps that divide the volume's box evenly: a map of stride s has its voxel i at the
@@ -109,6 +110,22 @@ class FeatureExtractor(Protocol):
             voxels may reach beyond a volume whose size is not a multiple of the stride.
         """
         ...
+
+    def feature_grids(self, grid: Grid) -> tuple[Grid, Grid | None]:
+        """Where the maps of `extract_tensor` lie for a volume on `grid`."""
+        ...
+
+
+def divided(grid: Grid, stride: tuple[int, int, int]) -> Grid:
+    """The grid of cells of `stride` (z, y, x) voxels, each at the middle of its voxels.
+
+    Where a size is not a multiple of the stride, the last cell reaches beyond the grid.
+    """
+    steps = np.asarray(stride[::-1])
+    size = -(-np.asarray(grid.size) // steps)
+    origin = grid.to_world((steps - 1) / 2)
+    spacing = np.asarray(grid.spacing) * steps
+    return Grid(tuple(size), tuple(spacing), tuple(origin), grid.direction)
 
 
 def _linear_weights(target: Grid, source: Grid, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:

@@ -48,8 +48,9 @@ class SamResnet18(nn.Module):
 
     Output strides (z, y, x): fine (2, 2, 2), coarse (4, 16, 16). Like the published matching code, and like its
     interpolation of the coarse onto the fine map, voxel i of a map of stride s is taken to sit at input voxel
-    s * i + (s - 1) / 2. The padded strided convolutions themselves are centered up to half a stride before that;
-    as both volumes of a pair are displaced alike, this cancels in matching.
+    s * i + (s - 1) / 2. The one-sidedly padded strided convolutions themselves are centered before that (fine: 0.5
+    to 3.5 voxels in-plane, depending on the weights of the levels; coarse: 7.5 in-plane, 1 along z); as both
+    volumes of a pair are displaced alike, this cancels in matching.
 
     Args:
         semantic: with UAE-S's third head, whose vectors then are half of the fine vectors.

@@ -1,0 +1,192 @@
+"""SAM features: where in the body each voxel is, by a trained embedding network.
+
+Yan et al. 2022 (IEEE TMI, arXiv 2012.02383); used for registration as in SAME (section 2.1).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..errors import NotEnoughMemoryError, RegistrationWarning
+from ..grid import Grid
+from ..image import Image
+from ..models.architectures import Architecture, EmbeddingNetwork, Shape, find_architecture
+from ..models.catalogue import ModelEntry, build_network
+from .base import FeatureMap, Features, divided
+from .memory import GIGABYTE, require_memory
+from .precision import inference_precision
+
+_RESAMPLING_BYTES = 48
+"""Per voxel at working spacing: the mesh of positions, in both units, and the values."""
+
+_ADVICE = "crop the volume or use a preset with MIND features"
+
+_BELOW_TISSUE = -200.0
+"""A volume of unknown modality that reaches below this many units is taken for a CT."""
+
+
+class SamExtractor:
+    """Fine and coarse unit vectors of a trained network.
+
+    The whole volume goes through the network at once, since the coarse vectors see half of the body. Sizes that
+    the network cannot take are padded with air at the far ends.
+
+    Args:
+        network: maps (1, 1, z, y, x) preprocessed volumes to fine and coarse unit vectors.
+        architecture: how the network wants its input.
+        name: of the model.
+        device: where to compute; features stay there.
+        precision: float type of the computation; by default the fastest the device is good at.
+    """
+
+    def __init__(
+        self,
+        network: EmbeddingNetwork,
+        architecture: Architecture,
+        name: str,
+        device: torch.device | str = "cpu",
+        precision: torch.dtype | None = None,
+    ) -> None:
+        self.name = name
+        self.architecture = architecture
+        self.spacing: float | None = architecture.spacing
+        self.device = torch.device(device)
+        self.precision = precision or inference_precision(self.device)
+        self._network = network.fused().to(self.device, self.precision)
+        # Channels last is what convolutions in half precision are fast with.
+        self._network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+
+    @classmethod
+    def of_model(cls, entry: ModelEntry, device: torch.device | str = "cpu") -> SamExtractor:
+        """The extractor of a catalogued model.
+
+        Raises:
+            InputError: if its weights are missing, changed or of another architecture.
+        """
+        return cls(build_network(entry), find_architecture(entry.architecture), entry.name, device)
+
+    @property
+    def feature_precision(self) -> torch.dtype:
+        """Type of the features: float16 on CUDA, float32 elsewhere, where half precision is slow to use."""
+        return torch.float16 if self.device.type == "cuda" else torch.float32
+
+    def extract(self, image: Image) -> Features:
+        """The features of a volume, on grids whose axes lie closest to L, P, S.
+
+        Raises:
+            NotEnoughMemoryError: if the volume at working spacing does not fit.
+        """
+        modality = self._modality_of(image)
+        grid = self.working_grid(image.grid)
+        require_memory(self.estimate_memory(grid), self.device, self._purpose(grid.shape), _ADVICE)
+        volume = _on_grid(image.to(self.device), grid)
+        fine, coarse = self.extract_tensor(volume, modality)
+        fine_grid, coarse_grid = self.feature_grids(grid)
+        return Features(
+            FeatureMap(fine, fine_grid),
+            FeatureMap(coarse, coarse_grid),
+        )
+
+    def extract_tensor(self, volume: Tensor, modality: str = "CT") -> tuple[Tensor, Tensor]:
+        """Fine and coarse unit vectors of a volume (1, 1, z, y, x) at working spacing, axes along L, P, S.
+
+        Args:
+            volume: HU for CT, any unit for MR.
+            modality: "CT" or "MR".
+
+        Returns:
+            (1, C, ceil(z/s), ceil(y/s), ceil(x/s)) for the strides s of the architecture, contiguous. Voxel i sits
+            at voxel s * i + (s - 1) / 2 of the volume.
+
+        Raises:
+            NotEnoughMemoryError: if the network runs out of memory.
+        """
+        size = volume.shape[2:]
+        try:
+            with torch.no_grad():
+                prepared = self._preprocessing(modality)(volume.to(self.device))
+                fine, coarse = self._network(self._padded(prepared).to(self.precision))
+                return (
+                    self._finished(fine, size, self.architecture.fine_stride),
+                    self._finished(coarse, size, self.architecture.coarse_stride),
+                )
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise NotEnoughMemoryError(
+                f"{self._purpose(size)} took more memory than {self.device} has free, about "
+                f"{self._bytes_for(size) / GIGABYTE:.1f} GB; {_ADVICE}"
+            ) from error
+
+    def feature_grids(self, grid: Grid) -> tuple[Grid, Grid]:
+        """Where the fine and the coarse map of `extract_tensor` lie for a volume on `grid`."""
+        return divided(grid, self.architecture.fine_stride), divided(grid, self.architecture.coarse_stride)
+
+    def working_grid(self, grid: Grid) -> Grid:
+        """The grid that a volume on `grid` is resampled to: the same box, isotropic, axes closest to L, P, S."""
+        canonical = _canonical(grid)
+        return canonical.resampled(self.architecture.spacing)
+
+    def estimate_memory(self, grid: Grid) -> int:
+        """Bytes needed at the peak to embed a volume on `grid`, resampling included, weights excluded."""
+        return self._bytes_for(self.working_grid(grid).shape)
+
+    def _bytes_for(self, size: tuple[int, ...]) -> int:
+        padded = [n + -n % m for n, m in zip(size, self.architecture.multiple, strict=True)]
+        voxels = int(np.prod(padded))
+        network = self.architecture.peak_values * voxels + self.architecture.fixed_values
+        return int(network * self.precision.itemsize + _RESAMPLING_BYTES * voxels)
+
+    def _purpose(self, size: tuple[int, ...]) -> str:
+        z, y, x = size
+        return f"embedding {x} x {y} x {z} voxels of {self.spacing:g} mm with {self.name}"
+
+    def _modality_of(self, image: Image) -> str:
+        """The modality to preprocess for; warns where the model was not made for the volume's."""
+        looks_like_ct = image.modality is None and float(image.data.min()) < _BELOW_TISSUE
+        if image.is_ct or looks_like_ct:
+            return "CT"
+        if "MR" not in self.architecture.preprocess:
+            kind = image.modality or "a volume that does not look like one"
+            warnings.warn(
+                f"the model {self.name} was made for CT, not for {kind}; its features mean little there",
+                RegistrationWarning,
+                stacklevel=3,
+            )
+            return "CT"
+        return "MR"
+
+    def _preprocessing(self, modality: str) -> Callable[[Tensor], Tensor]:
+        preprocess = self.architecture.preprocess
+        return preprocess.get(modality, preprocess["CT"])
+
+    def _padded(self, prepared: Tensor) -> Tensor:
+        missing = [-n % m for n, m in zip(prepared.shape[2:], self.architecture.multiple, strict=True)]
+        if not any(missing):
+            return prepared
+        return functional.pad(prepared, [0, missing[2], 0, missing[1], 0, missing[0]], value=self.architecture.air)
+
+    def _finished(self, vectors: Tensor, size: torch.Size, stride: Shape) -> Tensor:
+        """Without the padding, contiguous, and of unit length in the precision they are handed out in."""
+        depth, height, width = (-(-n // s) for n, s in zip(size, stride, strict=True))
+        vectors = vectors[:, :, :depth, :height, :width].to(
+            self.feature_precision, memory_format=torch.contiguous_format
+        )
+        if vectors.dtype is not self.precision:
+            vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=1e-6)
+        return vectors.contiguous()
+
+
+def _on_grid(image: Image, grid: Grid) -> Tensor:
+    """(1, 1, z, y, x) values on a grid, air outside; untouched where the volume is stored that way already."""
+    stored = image.canonical()
+    return (stored if stored.grid.isclose(grid) else stored.resampled(grid)).tensor()
+
+
+def _canonical(grid: Grid) -> Grid:
+    """The grid as `Image.canonical` stores it."""
+    return Image(torch.empty(()).expand(grid.shape), grid).canonical().grid
