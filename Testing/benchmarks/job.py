@@ -80,18 +80,20 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     pair = load_pairs(arguments.data, arguments.suite, [arguments.pair])[0].prepared(arguments.out / "inputs")
     files = ResultFiles(arguments.out, pair.name, arguments.method)
-    start = saved_affine(arguments.out, pair.name, arguments.start) if arguments.start else None
+    start, start_seconds = None, None
+    if arguments.start:
+        start, start_seconds = saved_affine(arguments.out, pair.name, arguments.start)
     method = find_method(arguments.method).method
     report, field = run_method(method, pair, start, arguments.device)
     report |= {"suite": arguments.suite, "pair": pair.name, "family": pair.family, "method": arguments.method}
-    report |= {"start": arguments.start, "threads": arguments.threads}
+    report |= {"start": arguments.start, "start_seconds": start_seconds, "threads": arguments.threads}
     files.write_displacement(field)
     report["scores"] = [score.as_row() for score in evaluate(pair, field)]
     files.write(report)
 
 
-def saved_affine(out: Path, pair: str, method: str) -> AffineTransform:
-    """The affine result of an earlier run.
+def saved_affine(out: Path, pair: str, method: str) -> tuple[AffineTransform, float]:
+    """The affine result of an earlier run, and the seconds that it took.
 
     Raises:
         ValueError: if there is none.
@@ -99,7 +101,7 @@ def saved_affine(out: Path, pair: str, method: str) -> AffineTransform:
     report = ResultFiles(out, pair, method).read()
     if not report or "matrix" not in report:
         raise ValueError(f"{method} left no affine result on {pair}")
-    return AffineTransform(np.asarray(report["matrix"]))
+    return AffineTransform(np.asarray(report["matrix"])), report["seconds"]
 
 
 def run_method(
