@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 import SimpleITK as sitk
@@ -118,23 +119,26 @@ def _require_thickness(image: Image, path: Path) -> None:
 
 
 def _require_content(image: Image, path: Path) -> None:
-    _require_finite(image, path)
-    if image.data.min() == image.data.max():
-        raise InputError(f"{path} is constant: every voxel is {float(image.data.min()):g}")
+    lowest, highest = _require_finite(image, path)
+    if lowest == highest:
+        raise InputError(f"{path} is constant: every voxel is {lowest:g}")
 
 
-def _require_finite(image: Image, path: Path) -> None:
-    bad = int((~torch.isfinite(image.data)).sum())
-    if bad:
+def _require_finite(image: Image, path: Path) -> tuple[float, float]:
+    """The smallest and the largest value; a number that is not finite shows in one of them."""
+    lowest, highest = (float(value) for value in torch.aminmax(image.data))
+    if not (isfinite(lowest) and isfinite(highest)):
+        bad = int((~torch.isfinite(image.data)).sum())
         raise InputError(f"{path} has {bad} voxels that are NaN or infinite; replace them by a number first")
+    return lowest, highest
 
 
 def _guessed_modality(image: Image) -> str | None:
     """CT, if nearly all values are possible Hounsfield units (or padding) and air and soft tissue both occur."""
-    data = image.data
-    lowest = data.min()
+    lowest = image.data.min()
     if lowest > -500:
         return None
+    data = image.data[::2, ::2, ::2]
     possible = ((data >= _HU_RANGE[0]) & (data <= _HU_RANGE[1])) | (data == lowest)
     soft_tissue = (data >= _SOFT_TISSUE[0]) & (data <= _SOFT_TISSUE[1])
     looks_like_ct = possible.float().mean() > 0.98 and soft_tissue.float().mean() > 0.02
