@@ -78,7 +78,7 @@ def test_convexadam_returns_the_shift_of_an_oblique_volume_in_world_millimeters(
     )
     field = register_on_grid(fixed, moving, grid, "cpu")
     expected = turn @ (voxels * 2.0)
-    inner = field.data[0, :, 12:-12, 12:-12, 12:-12].reshape(3, -1).numpy()
+    inner = field.data[0, :, 13:-13, 13:-13, 13:-13].reshape(3, -1).numpy()
     # The package itself shortens displacements by one part in the number of voxels.
     np.testing.assert_allclose(np.median(inner, axis=1), expected, atol=0.4)
 

@@ -66,4 +66,6 @@ def register_on_grid(fixed: Any, moving: Any, grid: Grid, device: str) -> Displa
 
     displacement = convex_adam_pt(fixed, moving, dtype=torch.float32, device=torch.device(device))
     x_first = np.ascontiguousarray(np.moveaxis(displacement[..., ::-1], -1, 0)[None], dtype=np.float32)
-    return DisplacementField.from_voxels(torch.from_numpy(x_first), grid)
+    field = DisplacementField.from_voxels(torch.from_numpy(x_first), grid)
+    # Fixed voxels at the very border lie outside the working grid's outermost centers, where a field ends.
+    return field.resampled(grid.padded(1))
