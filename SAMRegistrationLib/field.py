@@ -151,9 +151,16 @@ class DisplacementField:
             sample_mapped(self.data, shape, positions, outside=outside).add_(first.data), first.grid
         )
 
-    def integrated(self, squarings: int = 7) -> DisplacementField:
-        """The field taken as a stationary velocity and integrated over unit time by scaling and squaring."""
-        flow = DisplacementField(self.data / 2**squarings, self.grid)
+    def integrated(self, squarings: int = 5) -> DisplacementField:
+        """The field taken as a stationary velocity v and integrated over unit time by scaling and squaring.
+
+        The flow over 2^-squarings starts from a midpoint step, v(x + v(x) h / 2) h, whose error vanishes one order
+        faster than that of the usual v(x) h; so five squarings suffice. What remains is the linear interpolation
+        of the flow between voxels (hundredths of a voxel for a field that is smooth over ten voxels).
+        """
+        step = DisplacementField(self.data / 2**squarings, self.grid)
+        half = DisplacementField(step.data / 2, self.grid)
+        flow = DisplacementField(step.compose(half).data.sub_(half.data), self.grid)
         for _ in range(squarings):
             flow = flow.compose(flow)
         return flow
@@ -161,7 +168,9 @@ class DisplacementField:
     def inverse(
         self, grid: Grid | None = None, iterations: int = 50, tolerance: float = 1e-2
     ) -> tuple[DisplacementField, float]:
-        """The inverse map by fixed-point iteration v(y) = -u(y + v(y)).
+        """The inverse map by the fixed-point iteration v(y) = -u(y + v(y)) (Chen et al., Med. Phys. 35, 2008).
+
+        Where it overshoots, because the map stretches space more than twice, the step is halved.
 
         Args:
             grid: where the inverse is wanted; the field's own grid by default.
@@ -190,11 +199,10 @@ class DisplacementField:
             if largest < tolerance:
                 break
             inverse.addcmul_(error, relaxation, value=-1)
-            previous = squared
+            previous, previous_squared = error, squared
             error, squared, largest = self._inversion_error(identity, inverse)
-            relaxation = torch.where(squared > previous, relaxation / 2, relaxation).clamp_(
-                min=SMALLEST_RELAXATION
-            )
+            overshot = ((error * previous).sum(dim=0) < 0) & (squared > previous_squared / 2)
+            relaxation = torch.where(overshot, relaxation / 2, relaxation).clamp_(min=SMALLEST_RELAXATION)
         return inverse, largest
 
     def _inversion_error(self, identity: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor, float]:

@@ -12,7 +12,7 @@ import torch
 
 from .errors import InputError
 from .field import DisplacementField
-from .files import staged_file
+from .files import require_writable_folder, staged_file
 from .itk_files import quiet_itk, read_sitk, write_sitk
 from .transforms import AffineTransform, CompositeTransform, ItkTransform, Transform
 
@@ -20,6 +20,8 @@ FIELD_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd")
 TRANSFORM_SUFFIXES = (".h5", ".tfm", ".txt", ".mat")
 _NRRD_SUFFIXES = (".nrrd", ".nhdr")
 _TEXT_SUFFIXES = (".tfm", ".txt")
+_BYTES_PER_NUMBER = {False: 8, True: 25}  # double precision; as text
+_BYTES_BESIDE_FIELDS = 100_000
 # How Slicer marks NRRD fields since 2025; resampling is the direction from fixed to moving.
 _SLICER_DIRECTION = "displacement field type"
 _SLICER_NRRD_FIELDS = {_SLICER_DIRECTION: "resampling", "intent_code": "1006"}
@@ -44,8 +46,8 @@ def read_transform(path: str | Path) -> Transform:
             f"{path} is not a transform that can be read: use {', '.join(TRANSFORM_SUFFIXES)} or a displacement "
             f"field ({', '.join(FIELD_SUFFIXES)})"
         ) from error
-    if path.name.lower().endswith(_TEXT_SUFFIXES):
-        _require_complete_text(path)
+    if path.name.lower().endswith(_TEXT_SUFFIXES) and not _is_complete_text(path):
+        raise InputError(f"{path} is truncated or damaged")
     if transform.GetDimension() != 3:
         raise InputError(f"{path} holds a {transform.GetDimension()}D transform; a 3D one is needed")
     try:
@@ -71,12 +73,15 @@ def write_transform(transform: Transform, path: str | Path) -> None:
         raise InputError(
             f"cannot write {path}: the name must end in {', '.join(TRANSFORM_SUFFIXES + FIELD_SUFFIXES)}"
         )
+    require_writable_folder(path.parent, _bytes_at_most(transform, name))
     with staged_file(path) as staged:
         try:
             with quiet_itk():
                 sitk.WriteTransform(transform.to_sitk(), os.fspath(staged))
         except RuntimeError as error:
             raise InputError(f"cannot write {path}: the disk is full, or the file type cannot hold it") from error
+        if name.endswith(_TEXT_SUFFIXES) and not _is_complete_text(staged):
+            raise InputError(f"cannot write {path}: the disk is full")
 
 
 def from_sitk(transform: sitk.Transform) -> Transform:
@@ -119,14 +124,20 @@ def _finite(field: DisplacementField) -> DisplacementField:
     return field
 
 
-def _require_complete_text(path: Path) -> None:
-    """ITK silently takes the identity where the parameters of a text file are missing."""
+def _is_complete_text(path: Path) -> bool:
+    """Whether no transform lacks its parameters, for which ITK silently takes the identity's."""
     text = path.read_text(encoding="utf-8", errors="replace")
     kinds = re.findall(r"^Transform: *(\w+)", text, flags=re.MULTILINE)
     expected = sum(not kind.startswith("CompositeTransform") for kind in kinds)
-    for key in ("Parameters", "FixedParameters"):
-        if len(re.findall(rf"^{key}:", text, flags=re.MULTILINE)) < expected:
-            raise InputError(f"{path} is truncated or damaged")
+    found = [len(re.findall(rf"^{key}:", text, flags=re.MULTILINE)) for key in ("Parameters", "FixedParameters")]
+    return min(found) >= expected
+
+
+def _bytes_at_most(transform: Transform, name: str) -> int:
+    """Room for the file. HDF5 is asked first, because it takes the process down at its end after a full disk."""
+    parts = transform.transforms if isinstance(transform, CompositeTransform) else (transform,)
+    numbers = sum(part.data.numel() for part in parts if isinstance(part, DisplacementField))
+    return _BYTES_PER_NUMBER[name.endswith(_TEXT_SUFFIXES)] * numbers + _BYTES_BESIDE_FIELDS
 
 
 def _marked_for_slicer(image: sitk.Image, name: str) -> sitk.Image:

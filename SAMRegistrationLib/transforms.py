@@ -120,6 +120,7 @@ class CompositeTransform:
         composite = sitk.CompositeTransform(3)
         for transform in reversed(self.transforms):
             composite.AddTransform(transform.to_sitk())
+        composite.FlattenTransform()
         return composite
 
 
