@@ -30,7 +30,7 @@ PLANES = ("axial", "coronal", "sagittal")
 PANEL_INCHES = 2.5
 RESOLUTION_DPI = 130
 HEADING_INCHES = 0.3
-LEGEND_INCHES = 0.45
+LEGEND_INCHES = 0.55
 LARGEST_DETERMINANT = 3.0
 DETERMINANT_TICKS = {1 / 3: "1/3", 1 / 2: "1/2", 1: "1", 2: "2", 3: "3"}
 
@@ -59,10 +59,11 @@ def registration_figure(
     """Draw three orthogonal planes of a registration, before and after, into an image file.
 
     The planes go through the middle of the fixed labels, or else of the fixed body, and lie as radiologists are
-    used to: head up, the patient's right on the left. CT is shown from -160 to 240 HU, other volumes from the 1st
-    to the 99th percentile inside the body. In the fusion the fixed volume is green and the moving one magenta, so
-    that agreement is gray. Differences are fractions of the window. The colors of the Jacobian determinant are
-    logarithmic; folded voxels are bright magenta. Slate is where the moving volume has no data.
+    used to: head up, the patient's right on the left. CT is shown from -160 to 240 HU; other volumes, and
+    cone-beam CT whose values are no Hounsfield units, over the bulk of the values inside the body. In the fusion
+    the fixed volume is green and the moving one magenta, so that agreement is gray. Differences are fractions of
+    the window. The colors of the Jacobian determinant are logarithmic; folded voxels are bright magenta. Slate is
+    where the moving volume has no data.
 
     Args:
         fixed: the fixed volume.
@@ -231,30 +232,30 @@ PANELS: dict[str, Callable[[Axes, Scene, _View], None]] = {
 
 def _draw_legend(figure: Figure, scene: Scene, height: float) -> None:
     """Keys below the columns they explain."""
-    step = 1 / len(PANELS)
+    step, y = 1 / len(PANELS), 0.65 * height
     if scene.labels.fixed is not None or scene.labels.moving_before is not None:
-        _key(figure, 0.5 * step, height, "fixed contours", FIXED_CONTOUR)
-        _key(figure, 2 * step, height, "moving contours", MOVING_CONTOUR)
-    _key(figure, 3.6 * step, height, "fixed", "#38d838")
-    _key(figure, 4 * step, height, "moving", "#e04be0")
-    _key(figure, 4.4 * step, height, "both", INK)
+        _key(figure, 0.5 * step, y, "fixed contours", FIXED_CONTOUR)
+        _key(figure, 2 * step, y, "moving contours", MOVING_CONTOUR)
+    _key(figure, 3.6 * step, y, "fixed", "#38d838")
+    _key(figure, 4 * step, y, "moving", "#e04be0")
+    _key(figure, 4.4 * step, y, "both", INK)
     _color_bar(figure, 6, height, DIFFERENCE_COLORS, {0: "moving brighter", 0.5: "equal", 1: "fixed brighter"})
     limit = np.log(LARGEST_DETERMINANT)
     ticks = {(np.log(value) / limit + 1) / 2: text for value, text in DETERMINANT_TICKS.items()}
     _color_bar(figure, 7, height, DETERMINANT_COLORS, ticks)
     folded = scene.folded_percent()
-    _key(figure, 7.5 * step, 0.3 * height, f"folded {folded:.3f} %", FOLD if folded else INK)
+    _key(figure, 7.5 * step, 0.2 * height, f"folded {folded:.3f} %", FOLD if folded else INK)
 
 
-def _key(figure: Figure, x: float, height: float, text: str, color: str) -> None:
-    figure.text(x, height * 0.55, text, color=color, fontsize=9, ha="center", va="center")
+def _key(figure: Figure, x: float, y: float, text: str, color: str) -> None:
+    figure.text(x, y, text, color=color, fontsize=9, ha="center", va="center")
 
 
 def _color_bar(
     figure: Figure, column: int, height: float, colors: tuple[str, ...], ticks: dict[float, str]
 ) -> None:
     step = 1 / len(PANELS)
-    axes = figure.add_axes(((column + 0.15) * step, height * 0.62, 0.7 * step, height * 0.16))
+    axes = figure.add_axes(((column + 0.15) * step, height * 0.68, 0.7 * step, height * 0.14))
     axes.imshow(np.linspace(0, 1, 256)[None], aspect="auto", extent=(0, 1, 0, 1), cmap=_color_map(colors))
     axes.set_yticks([])
     axes.set_xticks(list(ticks), list(ticks.values()), fontsize=7, color=INK)

@@ -20,6 +20,9 @@ Mask = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 
 SOFT_TISSUE_WINDOW = (-160.0, 240.0)
+SOFT_TISSUE_SHARE = 0.6
+OUTLIER_REACH = 2.0
+"""Values further beyond the quartiles than so many interquartile ranges do not widen the window."""
 BODY_THRESHOLD_HU = -300.0
 BODY_THRESHOLD_SHARE = 0.15
 MARGIN_MM = 8.0
@@ -124,14 +127,17 @@ def _body(image: Image) -> Mask:
 
 
 def _window(image: Image) -> tuple[float, float]:
-    """Soft tissue for CT, else the 1st to 99th percentile inside the body."""
-    if image.is_ct:
-        return SOFT_TISSUE_WINDOW
+    """Soft tissue for CT with true Hounsfield units, else the bulk of the values inside the body."""
     inside = image.data.cpu().numpy()[_body(image)]
     if not len(inside):
-        return 0.0, 1.0
-    low, high = np.percentile(inside, (1, 99))
-    return float(low), max(float(high), float(low) + 1e-6)
+        return SOFT_TISSUE_WINDOW if image.is_ct else (0.0, 1.0)
+    low, high = SOFT_TISSUE_WINDOW
+    if image.is_ct and np.mean((inside >= low) & (inside <= high)) >= SOFT_TISSUE_SHARE:
+        return low, high
+    lowest, first, third, highest = (float(value) for value in np.percentile(inside, (1, 25, 75, 99)))
+    reach = OUTLIER_REACH * (third - first)
+    low, high = max(lowest, first - reach), min(highest, third + reach)
+    return low, max(high, low + 1e-6)
 
 
 def _scaled(values: torch.Tensor, window: tuple[float, float]) -> Volume:
