@@ -10,9 +10,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from SAMRegistrationLib import figure
 from SAMRegistrationLib.errors import InputError
 from SAMRegistrationLib.field import DisplacementField
-from SAMRegistrationLib.figure import registration_figure
+from SAMRegistrationLib.figure import _View, registration_figure
 from SAMRegistrationLib.figure_scene import make_scene
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
@@ -21,6 +22,12 @@ from SAMRegistrationLib.transforms import AffineTransform
 
 GRID = Grid((18, 16, 14), (2.0, 2.0, 3.0), (-17.0, -15.0, -20.0))
 FOLD_RGB = (255, 31, 208)
+
+
+@pytest.fixture(autouse=True)
+def coarse_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drawn does not depend on the resolution; its time does."""
+    monkeypatch.setattr(figure, "RESOLUTION_DPI", 50)
 
 
 def head(grid: Grid = GRID) -> Image:
@@ -37,8 +44,6 @@ def picture(path: Path) -> np.ndarray:
 
 
 def test_the_patient_stands_upright_with_the_right_side_on_the_left() -> None:
-    from SAMRegistrationLib.figure import _View
-
     image = head()
     scene = make_scene(image, image, image, DisplacementField.zero(GRID))
     bone = scene.fixed == scene.fixed.max()
@@ -98,7 +103,7 @@ def test_folds_are_drawn_in_their_own_color_and_only_where_there_are_some(tmp_pa
         registration_figure(image, image, field.warp(image), field, tmp_path / f"{name}.png")
     counts = [int((picture(tmp_path / f"{n}.png") == FOLD_RGB).all(axis=-1).sum()) for n in ("smooth", "folded")]
     assert counts[0] == 0
-    assert counts[1] > 500
+    assert counts[1] > 100
 
 
 def test_contours_and_a_title_change_the_picture(tmp_path: Path) -> None:
@@ -111,7 +116,7 @@ def test_contours_and_a_title_change_the_picture(tmp_path: Path) -> None:
     plain, full = picture(tmp_path / "plain.png"), picture(tmp_path / "full.png")
     assert full.shape[0] > plain.shape[0]
     yellow = (full[..., 0] > 200) & (full[..., 1] > 160) & (full[..., 2] < 120)
-    assert yellow.sum() > 50
+    assert yellow.sum() > 10
 
 
 def test_volumes_that_do_not_overlap_are_drawn_all_the_same(tmp_path: Path) -> None:
@@ -140,13 +145,12 @@ def test_an_unknown_file_type_or_a_missing_matplotlib_is_one_clear_sentence(
 
 
 @pytest.mark.data
-@pytest.mark.slow
-def test_a_real_pair_is_drawn_in_full_size(data_dir: Path, tmp_path: Path) -> None:
+def test_a_real_pair_is_drawn(data_dir: Path, tmp_path: Path) -> None:
     fixed, moving = (
         read_image(data_dir / "brain_mr" / f"{name}.nii.gz") for name in ("brainweb_t1", "brainweb_pd")
     )
     still = DisplacementField.zero(fixed.grid)
     registration_figure(fixed, moving, still.warp(moving), still, tmp_path / "brain.png")
     drawn = picture(tmp_path / "brain.png")
-    assert drawn.shape[1] > 2000
+    assert drawn.shape[1] > 900
     assert drawn.std() > 20
