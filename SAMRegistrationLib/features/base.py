@@ -13,7 +13,7 @@ from ..grid import Grid
 from ..image import Image
 from ..sampling import between_grids
 
-_CHANNELS_AT_ONCE = 32
+_CHANNELS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,11 +69,11 @@ class Features:
         joined = fine.new_empty((1, self.fine.channels + self.coarse.channels, *fine.shape[2:]))
         torch.mul(fine, 0.5**0.5, out=joined[:, : self.fine.channels])
         upsampled = joined[:, self.fine.channels :]
-        axes = _linear_weights(self.fine.grid, self.coarse.grid, coarse.device)
+        matrices = _interpolation_matrices(self.fine.grid, self.coarse.grid, coarse.device)
         squared_length = torch.zeros((1, 1, *fine.shape[2:]), device=fine.device)
         for first in range(0, self.coarse.channels, _CHANNELS_AT_ONCE):
             channels = slice(first, first + _CHANNELS_AT_ONCE)
-            values = _interpolated(coarse[:, channels].float(), axes)
+            values = _interpolated(coarse[:, channels].float(), matrices)
             squared_length += values.square().sum(dim=1, keepdim=True)
             upsampled[:, channels] = values
         upsampled *= (0.5 / squared_length.clamp(min=1e-12)).sqrt().to(fine.dtype)
@@ -128,22 +128,20 @@ def divided(grid: Grid, stride: tuple[int, int, int]) -> Grid:
     return Grid(tuple(size), tuple(spacing), tuple(origin), grid.direction)
 
 
-def _linear_weights(target: Grid, source: Grid, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """For z, y and x: lower and upper source index and the upper one's weight, at each target voxel."""
-    matrix = between_grids(target, source)
-    weights = []
+def _interpolation_matrices(target: Grid, source: Grid, device: torch.device) -> list[Tensor]:
+    """For z, y and x the matrix (target size, source size) that interpolates linearly and holds edge values."""
+    between = between_grids(target, source)
+    matrices = []
     for axis in (2, 1, 0):
         index = torch.arange(target.size[axis], dtype=torch.float64)
-        position = (index * matrix[axis, axis] + matrix[axis, 3]).clamp(0, source.size[axis] - 1)
-        lower = position.floor()
-        upper = (lower + 1).clamp(max=source.size[axis] - 1)
-        fraction = (position - lower).float()
-        weights.append((lower.long().to(device), upper.long().to(device), fraction.to(device)))
-    return weights
+        position = (index * between[axis, axis] + between[axis, 3]).clamp(0, source.size[axis] - 1)
+        distance = (position[:, None] - torch.arange(source.size[axis], dtype=torch.float64)).abs()
+        matrices.append((1 - distance).clamp(min=0).float().to(device))
+    return matrices
 
 
-def _interpolated(values: Tensor, axes: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    for dimension, (lower, upper, fraction) in enumerate(axes, start=2):
-        weight = fraction.view([-1 if d == dimension else 1 for d in range(5)])
-        values = torch.lerp(values.index_select(dimension, lower), values.index_select(dimension, upper), weight)
-    return values
+def _interpolated(values: Tensor, matrices: list[Tensor]) -> Tensor:
+    """(1, C, z, y, x) values multiplied by one matrix per axis."""
+    along_z, along_y, along_x = matrices
+    values = along_y @ (values @ along_x.T)
+    return (along_z @ values.flatten(3)).unflatten(3, values.shape[3:])

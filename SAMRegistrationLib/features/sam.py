@@ -22,8 +22,8 @@ from .base import FeatureMap, Features, divided
 from .memory import GIGABYTE, require_memory
 from .precision import inference_precision
 
-_RESAMPLING_BYTES = 48
-"""Per voxel at working spacing: the mesh of positions, in both units, and the values."""
+_BYTES_BESIDE_NETWORK = 60
+"""Per voxel at working spacing: the volume as resampled and prepared, and the features in float32."""
 
 _ADVICE = "crop the volume or use a preset with MIND features"
 
@@ -83,15 +83,14 @@ class SamExtractor:
             NotEnoughMemoryError: if the volume at working spacing does not fit.
         """
         modality = self._modality_of(image)
-        grid = self.working_grid(image.grid)
-        require_memory(self.estimate_memory(grid), self.device, self._purpose(grid.shape), _ADVICE)
-        volume = _on_grid(image.to(self.device), grid)
-        fine, coarse = self.extract_tensor(volume, modality)
+        size = image.grid.resampled(self.architecture.spacing).shape
+        require_memory(self.estimate_memory(image.grid), self.device, self._purpose(size), _ADVICE)
+        image = image.to(self.device).canonical()
+        grid = image.grid.resampled(self.architecture.spacing)
+        volume = image if image.grid.isclose(grid) else image.resampled(grid)
+        fine, coarse = self.extract_tensor(volume.tensor(), modality)
         fine_grid, coarse_grid = self.feature_grids(grid)
-        return Features(
-            FeatureMap(fine, fine_grid),
-            FeatureMap(coarse, coarse_grid),
-        )
+        return Features(FeatureMap(fine, fine_grid), FeatureMap(coarse, coarse_grid))
 
     def extract_tensor(self, volume: Tensor, modality: str = "CT") -> tuple[Tensor, Tensor]:
         """Fine and coarse unit vectors of a volume (1, 1, z, y, x) at working spacing, axes along L, P, S.
@@ -116,7 +115,9 @@ class SamExtractor:
                     self._finished(fine, size, self.architecture.fine_stride),
                     self._finished(coarse, size, self.architecture.coarse_stride),
                 )
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
             raise NotEnoughMemoryError(
                 f"{self._purpose(size)} took more memory than {self.device} has free, about "
                 f"{self._bytes_for(size) / GIGABYTE:.1f} GB; {_ADVICE}"
@@ -126,20 +127,15 @@ class SamExtractor:
         """Where the fine and the coarse map of `extract_tensor` lie for a volume on `grid`."""
         return divided(grid, self.architecture.fine_stride), divided(grid, self.architecture.coarse_stride)
 
-    def working_grid(self, grid: Grid) -> Grid:
-        """The grid that a volume on `grid` is resampled to: the same box, isotropic, axes closest to L, P, S."""
-        canonical = _canonical(grid)
-        return canonical.resampled(self.architecture.spacing)
-
     def estimate_memory(self, grid: Grid) -> int:
         """Bytes needed at the peak to embed a volume on `grid`, resampling included, weights excluded."""
-        return self._bytes_for(self.working_grid(grid).shape)
+        return self._bytes_for(grid.resampled(self.architecture.spacing).shape)
 
     def _bytes_for(self, size: tuple[int, ...]) -> int:
         padded = [n + -n % m for n, m in zip(size, self.architecture.multiple, strict=True)]
         voxels = int(np.prod(padded))
         network = self.architecture.peak_values * voxels + self.architecture.fixed_values
-        return int(network * self.precision.itemsize + _RESAMPLING_BYTES * voxels)
+        return int(network * self.precision.itemsize + _BYTES_BESIDE_NETWORK * voxels)
 
     def _purpose(self, size: tuple[int, ...]) -> str:
         z, y, x = size
@@ -181,12 +177,6 @@ class SamExtractor:
         return vectors.contiguous()
 
 
-def _on_grid(image: Image, grid: Grid) -> Tensor:
-    """(1, 1, z, y, x) values on a grid, air outside; untouched where the volume is stored that way already."""
-    stored = image.canonical()
-    return (stored if stored.grid.isclose(grid) else stored.resampled(grid)).tensor()
-
-
-def _canonical(grid: Grid) -> Grid:
-    """The grid as `Image.canonical` stores it."""
-    return Image(torch.empty(()).expand(grid.shape), grid).canonical().grid
+def _out_of_memory(error: Exception) -> bool:
+    """Whether that is what torch says when an allocation fails; on the CPU it has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

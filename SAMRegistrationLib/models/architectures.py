@@ -66,7 +66,7 @@ SAM_LITE = Architecture(
     coarse_stride=(sam_lite.COARSE_STRIDE,) * 3,
     multiple=(sam_lite.TOTAL_STRIDE,) * 3,
     air=0.0,
-    peak_values=40,
+    peak_values=20,
     fixed_values=40_000_000,
 )
 
