@@ -1,0 +1,7 @@
+"""`python -m SAMRegistrationLib` is the command line `samreg`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,175 @@
+"""What the subcommands of `samreg` do; `cli` parses, this module acts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .errors import InputError, RegistrationWarning
+from .files import require_writable_folder
+
+
+class TerminalProgress:
+    """One line on stderr that says the stage at work and the share that is done; silent where nobody looks."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._shown = not quiet and sys.stderr.isatty()
+
+    def __call__(self, stage: str, fraction: float) -> None:
+        if self._shown:
+            filled = round(fraction * 30)
+            sys.stderr.write(f"\r{stage:24} [{'#' * filled}{'.' * (30 - filled)}] {fraction:4.0%} ")
+            sys.stderr.flush()
+
+    def finish(self) -> None:
+        """Clear the line."""
+        if self._shown:
+            sys.stderr.write("\r" + " " * 70 + "\r")
+
+
+@contextmanager
+def printed_warnings() -> Iterator[None]:
+    """The library's warnings as plain lines on stderr, each once."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RegistrationWarning)
+        yield
+    for sentence in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"samreg: warning: {sentence}", file=sys.stderr)
+
+
+def register_command(options: argparse.Namespace) -> int:
+    """`samreg register`."""
+    from .pipeline import register
+    from .tables import report_text
+
+    require_writable_folder(options.output)
+    progress = TerminalProgress(options.quiet)
+    try:
+        result = register(
+            options.fixed,
+            options.moving,
+            preset=options.preset,
+            device=options.device,
+            initial=options.initial,
+            fixed_mask=options.fixed_mask,
+            moving_mask=options.moving_mask,
+            model=options.model,
+            strict=options.strict,
+            seed=options.seed,
+            progress=progress,
+        )
+    finally:
+        progress.finish()
+    result.save(options.output)
+    if not options.quiet:
+        print(report_text(result.report))
+    return 0
+
+
+def evaluate_command(options: argparse.Namespace) -> int:
+    """`samreg evaluate`."""
+    from .evaluation import evaluate_files
+    from .report import write_report
+    from .tables import evaluation_text
+
+    with printed_warnings():
+        found = evaluate_files(
+            options.transform,
+            options.fixed,
+            options.moving,
+            fixed_labels=options.fixed_labels,
+            moving_labels=options.moving_labels,
+            fixed_points=options.fixed_points,
+            moving_points=options.moving_points,
+        )
+    if options.output:
+        write_report(found, options.output)
+    print(evaluation_text(found))
+    return 0
+
+
+def apply_command(options: argparse.Namespace) -> int:
+    """`samreg apply`."""
+    from .field import displacement_on
+    from .image_io import read_image, read_labels, write_image
+    from .sampling import Interpolation
+    from .transform_io import read_transform
+
+    with printed_warnings():
+        transform = read_transform(options.transform)
+        reference = read_image(options.reference)
+        moving = read_labels(options.input) if options.labels else read_image(options.input)
+        field = displacement_on(transform, reference.grid)
+        if options.labels:
+            warped = field.warp(moving, Interpolation.NEAREST, default=0)
+        else:
+            warped = field.warp(moving, Interpolation.LINEAR)
+        write_image(warped, options.output)
+    return 0
+
+
+def match_command(options: argparse.Namespace) -> int:
+    """`samreg match`."""
+    import torch
+
+    from .device import resolve_device
+    from .features.registry import get_extractor
+    from .image_io import read_image
+    from .matching import match_points
+    from .points import PointSet, read_points, write_points
+    from .tables import text_table
+
+    with printed_warnings():
+        points = read_points(options.points)
+        device = resolve_device(options.device)
+        extractor = get_extractor(options.model, device)
+        fixed, moving = (read_image(path).to(device) for path in (options.fixed, options.moving))
+        outside = int((~fixed.grid.contains(points.points)).sum())
+        if outside:
+            raise InputError(f"{outside} of {len(points)} points lie outside the fixed volume")
+        with torch.inference_mode():
+            found = match_points(points.points, extractor.extract(fixed), extractor.extract(moving))
+        write_points(PointSet(found.matched, points.labels), options.output)
+    rows = [
+        (label, *(f"{value:.1f}" for value in position), f"{score:.2f}", f"{error:.1f}")
+        for label, position, score, error in zip(
+            points.labels, found.matched.tolist(), found.score.tolist(), found.cycle_error.tolist(), strict=True
+        )
+    ]
+    print(text_table(("point", "x", "y", "z (LPS mm)", "score", "cycle mm"), rows))
+    return 0
+
+
+def presets_command(_: argparse.Namespace) -> int:
+    """`samreg presets`."""
+    from .presets import load_preset, preset_names
+
+    for name in preset_names():
+        preset = load_preset(name)
+        print(f"{name:16} {preset.summary}  [features: {preset.features}]")
+    return 0
+
+
+def doctor_command(_: argparse.Namespace) -> int:
+    """`samreg doctor`."""
+    from .doctor import diagnosis
+
+    sound, lines = diagnosis()
+    print("\n".join(lines))
+    return 0 if sound else 1
+
+
+def demo_command(options: argparse.Namespace) -> int:
+    """`samreg demo`."""
+    from .demo import run_demo
+
+    progress = TerminalProgress()
+    try:
+        text = run_demo(options.output, preset=options.preset, device=options.device, progress=progress)
+    finally:
+        progress.finish()
+    print(text)
+    return 0

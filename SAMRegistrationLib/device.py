@@ -1,0 +1,31 @@
+"""Devices by name."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from .errors import InputError, UsageError
+
+
+def resolve_device(name: str | torch.device = "auto") -> torch.device:
+    """The torch device of a name: "auto", "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        UsageError: for a name that means no device.
+        InputError: for a device that this machine does not have.
+    """
+    name = str(name)
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if match is None:
+        raise UsageError(f'unknown device "{name}"; use auto, cpu, cuda or cuda:N')
+    if name == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(match[1] or 0) >= count:
+        found = f"{count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA device"
+        raise InputError(f"device {name} is not there: torch {torch.__version__} finds {found} on this machine")
+    return torch.device(name)

@@ -1,0 +1,38 @@
+"""The first stage of every preset: a linear alignment, or what the user gave instead."""
+
+from __future__ import annotations
+
+from ..alignment import align
+from ..transforms import AffineTransform, Transform
+from .problem import Problem
+
+
+def align_stage(problem: Problem, start: Transform | None, *, model: str = "affine", refine: bool = False) -> None:
+    """Set the problem's initial transform.
+
+    Args:
+        problem: the pair; warnings about a doubtful alignment are added to it.
+        start: the user's transform. It is taken as it is, unless `refine` is set and it is affine: then the
+            search starts there.
+        model: "rigid", "similarity" or "affine".
+        refine: improve the user's transform instead of taking it.
+    """
+    if start is not None and not (refine and isinstance(start, AffineTransform)):
+        problem.initial = start
+        problem.details["align"] = {"model": "given"}
+        return
+    uses_embeddings = problem.extractor.name != "mind"
+    found = align(
+        problem.fixed,
+        problem.moving,
+        problem.features_of(problem.fixed.tensor()) if uses_embeddings else None,
+        problem.extractor.extract(problem.moving) if uses_embeddings else None,
+        model=model,
+        initial=start if isinstance(start, AffineTransform) else None,
+        fixed_mask=problem.fixed_mask,
+        moving_mask=problem.moving_mask,
+        seed=problem.seed,
+    )
+    problem.initial = found.transform
+    problem.warnings.extend(found.warnings)
+    problem.details["align"] = {"model": found.model, "inliers": found.inliers, "score": found.score}

@@ -1,0 +1,78 @@
+"""Instance optimization: Adam on a smoothed field for this one pair (SAMConvex, section 2.5)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..features.base import FeatureExtractor
+from ..features.mind import MindExtractor
+from ..solvers.folding import remove_folds
+from ..solvers.instance_optimization import OptimizationConfig, optimize
+from ..solvers.terms import CorrelationTerm, FeatureTerm, Term
+from .problem import Problem, resized_displacement
+
+
+def instance_optimization(
+    problem: Problem,
+    *,
+    feature_weight: float = 12.0,
+    mind_weight: float = 0.0,
+    correlation_weight: float = 0.0,
+    lattice: int = 2,
+    **settings: Any,
+) -> Tensor:
+    """Improve the displacement by descending on feature, intensity and smoothness terms.
+
+    Args:
+        problem: the pair with the displacement found so far; none means no displacement.
+        feature_weight: of the cosine distance of the problem's own fine features.
+        mind_weight: of the cosine distance of MIND-SSC, beside other features.
+        correlation_weight: of the local cross-correlation of the volumes at the resolution of the features.
+        lattice: every so many voxels along each axis are looked at in an iteration, all of them in turn.
+        settings: of `OptimizationConfig`: iterations, learning_rate, diffusion, folding and so on.
+
+    Returns:
+        (1, 3, z, y, x) in voxels of the fine features, without folds.
+    """
+    volumes = problem.volumes()
+    weights = [(problem.extractor, feature_weight)]
+    if mind_weight > 0 and problem.extractor.name != "mind":
+        weights.append((MindExtractor(device=problem.device), mind_weight))
+    terms: list[Term] = [
+        _feature_term(extractor, volumes, weight, problem.fixed_mask, lattice)
+        for extractor, weight in weights
+        if weight > 0
+    ]
+    shape = getattr(terms[0], "shape", None) or tuple(n // 2 for n in problem.grid.shape)
+    if correlation_weight > 0:
+        halved = [functional.adaptive_avg_pool3d(volume, shape) for volume in volumes]
+        terms.append(CorrelationTerm(*halved, weight=correlation_weight))
+    config = OptimizationConfig(**settings)
+    found = problem.displacement
+    start = (
+        torch.zeros((1, 3, *shape), device=problem.device) if found is None else resized_displacement(found, shape)
+    )
+    result = optimize(
+        start, terms, config, callback=lambda iteration, _: problem.progress((iteration + 1) / config.iterations)
+    )
+    problem.details["instance_optimization"] = {
+        "iterations": len(result.losses),
+        "loss_before": result.losses[0],
+        "loss_after": result.losses[-1],
+    }
+    return remove_folds(result.u)
+
+
+def _feature_term(
+    extractor: FeatureExtractor, volumes: tuple[Tensor, Tensor], weight: float, mask: Tensor | None, lattice: int
+) -> FeatureTerm:
+    with torch.no_grad():
+        fixed, moving = (extractor.extract_tensor(volume)[0] for volume in volumes)
+        voxel_weight = None
+        if mask is not None:
+            voxel_weight = functional.adaptive_avg_pool3d(mask[None, None].float(), fixed.shape[2:])
+    return FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=lattice)

@@ -1,0 +1,136 @@
+"""What every registration method works on: two volumes, one working grid, and what is known so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ..features.base import FeatureExtractor, FeatureMap, Features
+from ..field import DisplacementField
+from ..grid import Grid
+from ..image import Image
+from ..sampling import Interpolation, sample, voxel_mesh
+from ..transforms import AffineTransform, CompositeTransform, Transform
+
+Progress = Callable[[float], None]
+"""Told the finished fraction of a stage; may raise `Cancelled`."""
+
+GRID_MULTIPLE = 16
+"""Working grids have sizes that every level and stride divides."""
+
+
+def no_progress(_: float) -> None:
+    """Ignore the progress."""
+
+
+@dataclass(frozen=True)
+class WarpedVolume:
+    """The moving volume as it lies on the working grid.
+
+    Args:
+        values: (1, 1, z, y, x).
+        valid: (1, 1, z, y, x) bool, where the moving volume and its mask have data.
+    """
+
+    values: Tensor
+    valid: Tensor
+
+
+@dataclass
+class Problem:
+    """A pair of volumes on its way to a transform.
+
+    Args:
+        fixed: the fixed volume, sampled on the working grid (isotropic, axes closest to L, P, S).
+        moving: the moving volume, axes closest to L, P, S, at about the working spacing or coarser.
+        extractor: gives features of volumes on the working grid.
+        fixed_mask: (z, y, x) bool on the working grid, where to register; None for everywhere.
+        moving_mask: (z, y, x) bool on the moving volume's grid; None for everywhere.
+        initial: the map that follows the displacement, usually affine.
+        displacement: (1, 3, z, y, x) in voxels of its own shape over the working grid's box; None before a
+            deformable method ran.
+        seed: of everything random.
+        warnings: sentences for the user.
+        details: what the stages found, for the report.
+        progress: told the finished fraction of the running stage.
+    """
+
+    fixed: Image
+    moving: Image
+    extractor: FeatureExtractor
+    fixed_mask: Tensor | None = None
+    moving_mask: Tensor | None = None
+    initial: Transform = field(default_factory=AffineTransform)
+    displacement: Tensor | None = None
+    seed: int = 0
+    warnings: list[str] = field(default_factory=list)
+    details: dict[str, object] = field(default_factory=dict)
+    progress: Progress = no_progress
+
+    @property
+    def grid(self) -> Grid:
+        """The working grid."""
+        return self.fixed.grid
+
+    @property
+    def device(self) -> torch.device:
+        return self.fixed.data.device
+
+    def field(self) -> DisplacementField | None:
+        """The displacement found so far, in mm on a grid of its own resolution."""
+        if self.displacement is None:
+            return None
+        return DisplacementField.from_voxels(self.displacement, self.grid.resized(self.displacement.shape[:1:-1]))
+
+    def transform(self) -> Transform:
+        """The whole map found so far, from the fixed to the moving world."""
+        found = self.field()
+        return self.initial if found is None else CompositeTransform([found, self.initial])
+
+    def warped(self, displacement: Tensor | None = None) -> WarpedVolume:
+        """The moving volume on the working grid, under `displacement` (the current one by default)."""
+        u = self.displacement if displacement is None else displacement
+        world = voxel_mesh(self.grid.shape, self.grid.voxel_to_world, self.device)
+        if u is not None:
+            world += DisplacementField.from_voxels(resized_displacement(u, self.grid.shape), self.grid).data[0]
+        voxel = AffineTransform(self.moving.grid.world_to_voxel).map_world(self.initial.map_world(world))
+        values = sample(self.moving.tensor(), voxel, fill=self.moving.background)
+        return WarpedVolume(values, self._moving_valid_at(voxel))
+
+    def volumes(self) -> tuple[Tensor, Tensor]:
+        """Fixed and moving volume (1, 1, z, y, x) on the working grid, the moving one under the initial map."""
+        nothing = torch.zeros((1, 3, *(n // 2 for n in self.grid.shape)), device=self.device)
+        return self.fixed.tensor(), self.warped(nothing).values
+
+    def _moving_valid_at(self, voxel: Tensor) -> Tensor:
+        mask = self.moving_mask
+        if mask is None:
+            mask = torch.ones(1, 1, 1, device=self.device).expand(self.moving.grid.shape)
+        return sample(mask[None, None].float(), voxel, Interpolation.NEAREST) > 0.5
+
+    def fixed_valid(self) -> Tensor:
+        """(1, 1, z, y, x) bool on the working grid: where the fixed mask allows to register."""
+        if self.fixed_mask is None:
+            return torch.ones((1, 1, *self.grid.shape), dtype=torch.bool, device=self.device)
+        return self.fixed_mask[None, None]
+
+    def features_of(self, volume: Tensor) -> Features:
+        """The features of a volume (1, 1, z, y, x) over the working grid's box, at any pyramid level of it."""
+        fine, coarse = self.extractor.extract_tensor(volume)
+        return Features(self._feature_map(fine), None if coarse is None else self._feature_map(coarse))
+
+    def _feature_map(self, data: Tensor) -> FeatureMap:
+        return FeatureMap(data, self.grid.resized(data.shape[:1:-1]))
+
+
+def resized_displacement(u: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A displacement in voxels of its own shape, as one in voxels of another shape over the same box."""
+    if tuple(u.shape[2:]) == tuple(shape):
+        return u
+    ratios = [new / old for new, old in zip(shape[::-1], u.shape[:1:-1], strict=True)]
+    scale = torch.tensor(ratios, device=u.device, dtype=u.dtype).view(1, 3, 1, 1, 1)
+    return functional.interpolate(u, size=tuple(shape), mode="trilinear", align_corners=False) * scale

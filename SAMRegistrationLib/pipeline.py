@@ -1,0 +1,253 @@
+"""Register two volumes: prepare them, run the stages of a preset, and gather the result."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .device import resolve_device
+from .errors import NotEnoughMemoryError, RegistrationWarning
+from .features.base import FeatureExtractor
+from .features.registry import get_extractor
+from .field import DisplacementField, displacement_on
+from .files import staged_outputs
+from .grid import Grid
+from .image import Image
+from .image_io import write_image
+from .inputs import TransformLike, VolumeLike, as_mask, as_transform, as_volume, origin_of
+from .methods.problem import GRID_MULTIPLE, Problem
+from .metrics import StageRecorder, field_quality
+from .presets import Preset, load_preset
+from .report import build_report, describe_input, similarity_under, write_report
+from .sampling import Interpolation, Outside
+from .stages import run_stage
+from .transform_io import write_transform
+from .transforms import CompositeTransform, Transform
+
+Progress = Callable[[str, float], None]
+"""Told the stage at work and the finished fraction of everything; may raise `Cancelled`."""
+
+OUTPUTS = ("transform.h5", "displacement.nii.gz", "warped.nii.gz", "report.json")
+
+
+@dataclass(frozen=True, eq=False)
+class RegistrationResult:
+    """What a registration found.
+
+    Args:
+        transform: from fixed to moving world (LPS mm), the displacement at the resolution it was solved at.
+        fixed: the fixed volume as it was given.
+        moving: the moving volume as it was given.
+        report: the content of `report.json`.
+    """
+
+    transform: Transform
+    fixed: Image
+    moving: Image
+    report: dict[str, Any]
+
+    @cached_property
+    def displacement(self) -> DisplacementField:
+        """The whole map as displacements in mm (LPS) on the fixed grid."""
+        return displacement_on(self.transform, self.fixed.grid)
+
+    @cached_property
+    def warped(self) -> Image:
+        """The moving volume on the fixed grid, in the moving volume's pixel type."""
+        return self.displacement.warp(self.moving, Interpolation.LINEAR)
+
+    def save(self, folder: str | Path) -> None:
+        """Write transform.h5, displacement.nii.gz, warped.nii.gz and report.json, all of them or none.
+
+        Raises:
+            InputError: if the folder cannot be written.
+        """
+        # Float fields hardly compress: the two copies of the displacement set the size.
+        needed = self.fixed.grid.number_of_voxels * 16 + 50_000_000
+        with staged_outputs(folder, needed) as staging:
+            write_transform(self.transform, staging / "transform.h5")
+            write_transform(self.displacement, staging / "displacement.nii.gz")
+            write_image(self.warped, staging / "warped.nii.gz")
+            write_report(self.report, staging / "report.json")
+
+
+def register(
+    fixed: VolumeLike,
+    moving: VolumeLike,
+    *,
+    preset: str | Path | Preset = "default",
+    device: str | torch.device = "auto",
+    initial: TransformLike | None = None,
+    fixed_mask: VolumeLike | None = None,
+    moving_mask: VolumeLike | None = None,
+    model: str | None = None,
+    strict: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RegistrationResult:
+    """Find the map from fixed to moving space under which the moving volume fits the fixed one.
+
+    Args:
+        fixed: path, SimpleITK image or `Image`; CT in HU, or MR.
+        moving: the same, of any size, spacing and orientation.
+        preset: name or file of a preset, see `presets`.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        initial: a map from fixed to moving world (LPS mm) to start from; replaces the search for an alignment.
+        fixed_mask: label map whose non-zero voxels are to be registered.
+        moving_mask: label map of the moving volume's usable voxels.
+        model: features to use instead of the preset's, "mind" or a name from `samreg models list`.
+        strict: refuse to fall back to other features where weights are missing.
+        seed: of everything random; the same inputs, device and seed give the same result.
+        progress: told the stage and the finished fraction; raising `Cancelled` there stops the work.
+
+    Returns:
+        The result; nothing is written until its `save`.
+
+    Raises:
+        UsageError: for an unknown preset, model or device name.
+        InputError: for volumes, masks, transforms or devices that cannot be used.
+        NotEnoughMemoryError: if the work does not fit.
+    """
+    chosen = preset if isinstance(preset, Preset) else load_preset(preset)
+    target = resolve_device(device)
+    plan = {"prepare": 1.0, **{stage.name: stage.share for stage in chosen.stages}, "finish": 2.0}
+    recorder = StageRecorder(progress, plan, target)
+    with recorder.stage("prepare"):
+        volumes = as_volume(fixed, "fixed"), as_volume(moving, "moving")
+        masks = as_mask(fixed_mask, volumes[0]), as_mask(moving_mask, volumes[1])
+        start = as_transform(initial)
+        notes: list[str] = []
+        extractor = _noting(notes, lambda: _extractor(chosen, model, target, strict))
+        problem = _prepare(chosen, extractor, volumes, masks, target, seed)
+        problem.warnings.extend(notes)
+    try:
+        for stage in chosen.stages:
+            with recorder.stage(stage.name):
+                problem.progress = lambda fraction, name=stage.name: recorder.advance(name, fraction)  # type: ignore[misc]
+                _noting(problem.warnings, lambda stage=stage: run_stage(problem, stage, start))  # type: ignore[misc]
+        with recorder.stage("finish"):
+            transform = _final_transform(problem)
+            result = RegistrationResult(transform, *volumes, report={})
+            found = _judged(result)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise NotEnoughMemoryError(_memory_advice(chosen, problem)) from error
+    inputs = _described((fixed, moving, fixed_mask, moving_mask, initial), volumes)
+    report = build_report(
+        inputs=inputs,
+        preset=chosen.name,
+        settings={"features": problem.extractor.name, "seed": seed, "stages": chosen.stages},
+        device=target,
+        recorder=recorder,
+        warnings=problem.warnings,
+        details=problem.details,
+        **found,
+    )
+    return replace(result, report=report)
+
+
+def _extractor(preset: Preset, model: str | None, device: torch.device, strict: bool) -> FeatureExtractor:
+    return get_extractor(model or preset.features, device, strict=strict or preset.fallback is None)
+
+
+def _noting(notes: list[str], work: Callable[[], Any]) -> Any:
+    """Run `work`; the library's warnings go to `notes`, each once, all others to where they would have gone."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RegistrationWarning)
+        result = work()
+    for warning in caught:
+        if not issubclass(warning.category, RegistrationWarning):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        elif str(warning.message) not in notes:
+            notes.append(str(warning.message))
+    return result
+
+
+def _prepare(
+    preset: Preset,
+    extractor: FeatureExtractor,
+    volumes: tuple[Image, Image],
+    masks: tuple[torch.Tensor | None, torch.Tensor | None],
+    device: torch.device,
+    seed: int,
+) -> Problem:
+    """Both volumes with axes along L, P, S at the working spacing, the masks with them."""
+    spacing = extractor.spacing or preset.spacing
+    fixed, moving = (volume.to(device).canonical() for volume in volumes)
+    fixed_mask, moving_mask = (
+        None if mask is None else volume.with_data(mask.float()).to(device).canonical()
+        for mask, volume in zip(masks, volumes, strict=True)
+    )
+    fixed_grid, moving_grid = working_grid(fixed.grid, spacing), _not_finer(moving.grid, spacing)
+    return Problem(
+        fixed.resampled(fixed_grid),
+        moving.resampled(moving_grid),
+        extractor,
+        _mask_on(fixed_mask, fixed_grid),
+        _mask_on(moving_mask, moving_grid),
+        seed=seed,
+    )
+
+
+def _mask_on(mask: Image | None, grid: Grid) -> torch.Tensor | None:
+    return None if mask is None else mask.resampled(grid, Interpolation.NEAREST, default=0).data > 0.5
+
+
+def working_grid(grid: Grid, spacing: float) -> Grid:
+    """The isotropic grid over a volume's box, grown evenly so that all strides and levels divide its size."""
+    plain = grid.resampled(spacing)
+    missing = [-n % GRID_MULTIPLE for n in plain.size]
+    lower = [-(m // 2) for m in missing]
+    upper = [n + m - m // 2 for n, m in zip(plain.size, missing, strict=True)]
+    return plain.cropped(lower, upper)
+
+
+def _not_finer(grid: Grid, spacing: float) -> Grid:
+    return grid.resampled([max(spacing, own) for own in grid.spacing])
+
+
+def _final_transform(problem: Problem) -> Transform:
+    """The map with its displacement on the CPU, given wherever the fixed volume is."""
+    found = problem.field()
+    if found is None:
+        return problem.initial
+    # The field ends half a voxel inside its box, where ITK would stop it abruptly.
+    reach = found.grid.padded(1)
+    return CompositeTransform([found.to("cpu").resampled(reach, Outside.EDGE), problem.initial])
+
+
+def _judged(result: RegistrationResult) -> dict[str, Any]:
+    """Similarity before and after, and the quality of the field, as the report wants them."""
+    field = result.displacement
+    nothing = DisplacementField.zero(field.grid)
+    return {
+        "similarity_before": similarity_under(nothing, result.fixed, result.moving),
+        "similarity_after": similarity_under(field, result.fixed, result.moving),
+        "field": field_quality(field.to_voxels()),
+    }
+
+
+def _described(sources: tuple[Any, ...], volumes: tuple[Image, Image]) -> dict[str, Any]:
+    names = ("fixed", "moving", "fixed_mask", "moving_mask", "initial")
+    described: dict[str, Any] = {}
+    for name, source, volume in zip(names, sources, (*volumes, None, None, None), strict=True):
+        path = origin_of(source)
+        if path is not None or volume is not None:
+            described[name] = describe_input(volume, path)
+        elif source is not None:
+            described[name] = {"path": None, "type": type(source).__name__}
+    return described
+
+
+def _memory_advice(preset: Preset, problem: Problem) -> str:
+    size = " x ".join(str(n) for n in problem.grid.size)
+    lighter = f', or take the preset "{preset.lighter}"' if preset.lighter else ""
+    return (
+        f'memory ran out during the preset "{preset.name}" on {problem.device} at {size} voxels; '
+        f"crop the volumes{lighter}"
+    )
