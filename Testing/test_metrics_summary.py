@@ -42,6 +42,7 @@ def test_mutual_information_of_equal_volumes_is_the_entropy_and_of_independent_o
     assert mutual_information(steps, -2 * steps, bins=16) == pytest.approx(math.log(16), abs=1e-6)
     shuffled = steps.flatten()[torch.randperm(8000, generator=torch.Generator().manual_seed(0))].view(20, 20, 20)
     assert mutual_information(steps, shuffled, bins=16) < 0.03
+    assert mutual_information(steps, torch.full_like(steps, 5)) == 0
 
 
 def test_similarity_names_every_measure_and_refuses_what_does_not_fit() -> None:

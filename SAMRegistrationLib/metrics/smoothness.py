@@ -136,9 +136,11 @@ def _inverted_volume(slab: Tensor) -> Tensor:
 
 def _edge(slab: Tensor, start: Offset, end: Offset, margin: int) -> Tensor:
     """The transformed vector (3, z, y, x) between two neighbors of each voxel `margin` inside the slab."""
-    step = torch.tensor(end, dtype=slab.dtype) - torch.tensor(start, dtype=slab.dtype)
-    difference = _shifted(slab, end, margin) - _shifted(slab, start, margin)
-    return difference + step.to(slab.device).view(3, 1, 1, 1)
+    edge = _shifted(slab, end, margin) - _shifted(slab, start, margin)
+    for component in range(3):
+        if end[component] != start[component]:
+            edge[component] += end[component] - start[component]
+    return edge
 
 
 def _shifted(slab: Tensor, offset: Offset, margin: int) -> Tensor:
