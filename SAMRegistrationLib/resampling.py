@@ -89,6 +89,7 @@ def _parallel_axes(source: Grid, target: Grid) -> list[int] | None:
 def _resample_parallel(
     volume: Tensor, source: Grid, target: Grid, axes: list[int], sigmas: Sequence[float], fill: float | None
 ) -> Tensor:
+    given = volume
     matrix = between_grids(target, source)
     lines = [matrix[own, axes[own]] * np.arange(target.size[axes[own]]) + matrix[own, 3] for own in range(3)]
     # The axis that shrinks most comes first, so that the rest has least to do.
@@ -99,6 +100,8 @@ def _resample_parallel(
         volume = _along(volume, weights, 4 - own)
     # Tensor dimension of axis a is 4 - a.
     values = volume.permute(0, 1, *(4 - axes.index(axis) for axis in (2, 1, 0))).contiguous()
+    if values.data_ptr() == given.data_ptr():
+        values = values.clone()  # the same grid: the caller may change what it gets
     if fill is not None:
         for own, line in enumerate(lines):
             beyond = torch.from_numpy(np.flatnonzero((line < -0.5) | (line >= source.size[own] - 0.5)))

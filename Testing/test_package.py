@@ -52,7 +52,7 @@ LAYERS = [
     ["figure"],
     ["training"],
     ["worker"],
-    ["demo", "cohort", "cli"],
+    ["demo", "cohort", "doctor", "commands", "cli"],
     ["__main__"],
 ]
 """A module imports from its own layer and from those before it; the files of a folder count as one module."""

@@ -182,6 +182,14 @@ def test_antialiasing_and_interpolation_are_one_step_for_parallel_grids() -> Non
     torch.testing.assert_close(resampled, expected, atol=1e-5, rtol=0)
 
 
+def test_resampling_onto_the_same_grid_is_an_exact_copy() -> None:
+    grid = Grid((6, 7, 8), (0.7, 1.1, 2.3), (5, 6, 7), tuple(rotation((0.3, 0.2, 0.1)).ravel()))
+    volume = random_volume(1, 2, *grid.shape)
+    copied = resample(volume, grid, grid, antialias=True)
+    assert torch.equal(copied, volume)
+    assert copied.data_ptr() != volume.data_ptr()
+
+
 def test_resampling_leaves_the_callers_matrix_precision_alone() -> None:
     source = Grid((8, 8, 8))
     before = torch.get_float32_matmul_precision()
