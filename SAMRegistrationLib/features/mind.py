@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from ..grid import Grid
 from ..image import Image
-from .base import FeatureMap, Features
+from .base import FeatureMap, Features, divided
 
 CHANNELS = 12
 # Patch centers lie on the six face neighbors (x, y, z); the twelve pairs are those that are not opposite.
@@ -101,10 +101,11 @@ class MindExtractor:
         image = image.to(self.device).canonical()
         resampled = image.resampled(image.grid.resampled(self.spacing), default=float(image.data.min()))
         fine, _ = self.extract_tensor(resampled.tensor())
-        return Features(FeatureMap(fine, self._feature_grid(resampled.grid, fine)), None)
+        return Features(FeatureMap(fine, self.feature_grids(resampled.grid)[0]), None)
 
-    def _feature_grid(self, grid: Grid, features: Tensor) -> Grid:
-        return grid.strided(self.stride, (self.stride - 1) / 2, tuple(features.shape[:1:-1]))
+    def feature_grids(self, grid: Grid) -> tuple[Grid, None]:
+        """Where the map of `extract_tensor` lies for a volume on `grid`; there is no coarse one."""
+        return divided(grid, (self.stride,) * 3), None
 
     def extract_tensor(self, volume: Tensor) -> tuple[Tensor, Tensor | None]:
         """Unit vectors of a volume (1, 1, z, y, x) at its own spacing; there is no coarse map."""

@@ -39,7 +39,7 @@ def instance_optimization(
         (1, 3, z, y, x) in voxels of the fine features, without folds.
     """
     volumes = problem.volumes()
-    weights = [(problem.extractor, feature_weight)]
+    weights: list[tuple[FeatureExtractor, float]] = [(problem.extractor, feature_weight)]
     if mind_weight > 0 and problem.extractor.name != "mind":
         weights.append((MindExtractor(device=problem.device), mind_weight))
     terms: list[Term] = [
@@ -49,8 +49,8 @@ def instance_optimization(
     ]
     shape = getattr(terms[0], "shape", None) or tuple(n // 2 for n in problem.grid.shape)
     if correlation_weight > 0:
-        halved = [functional.adaptive_avg_pool3d(volume, shape) for volume in volumes]
-        terms.append(CorrelationTerm(*halved, weight=correlation_weight))
+        fixed, moving = (functional.adaptive_avg_pool3d(volume, shape) for volume in volumes)
+        terms.append(CorrelationTerm(fixed, moving, weight=correlation_weight))
     config = OptimizationConfig(**settings)
     found = problem.displacement
     start = (
@@ -74,5 +74,5 @@ def _feature_term(
         fixed, moving = (extractor.extract_tensor(volume)[0] for volume in volumes)
         voxel_weight = None
         if mask is not None:
-            voxel_weight = functional.adaptive_avg_pool3d(mask[None, None].float(), fixed.shape[2:])
+            voxel_weight = functional.adaptive_avg_pool3d(mask[None, None].float(), tuple(fixed.shape[2:]))
     return FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=lattice)

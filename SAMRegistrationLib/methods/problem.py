@@ -121,10 +121,10 @@ class Problem:
     def features_of(self, volume: Tensor) -> Features:
         """The features of a volume (1, 1, z, y, x) over the working grid's box, at any pyramid level of it."""
         fine, coarse = self.extractor.extract_tensor(volume)
-        return Features(self._feature_map(fine), None if coarse is None else self._feature_map(coarse))
-
-    def _feature_map(self, data: Tensor) -> FeatureMap:
-        return FeatureMap(data, self.grid.resized(data.shape[:1:-1]))
+        grids = self.extractor.feature_grids(self.grid.resized(volume.shape[:1:-1]))
+        if coarse is None or grids[1] is None:
+            return Features(FeatureMap(fine, grids[0]))
+        return Features(FeatureMap(fine, grids[0]), FeatureMap(coarse, grids[1]))
 
 
 def resized_displacement(u: Tensor, shape: tuple[int, ...]) -> Tensor:
