@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..networks.sam_lite import FINE_STRIDE, preprocess_ct
+from ..models.architectures import find_architecture
+from ..networks.sam_lite import FINE_STRIDE
 from .cache import CachedVolume
 from .config import TrainingConfig
 from .photometric import PhotometricAugmentation
@@ -41,6 +42,8 @@ class BatchSource:
         self.config = config
         self.device = device
         self.process = process
+        self.architecture = find_architecture(config.architecture)
+        self.resident: dict[str, Source] = {}
         self.regions: dict[str, list[CachedVolume]] = {}
         for volume in volumes:
             self.regions.setdefault(volume.region, []).append(volume)
@@ -64,7 +67,7 @@ class BatchSource:
             ]
             views.append((pair[0], pair[1]))
             images += [pair[0].image, pair[1].image]
-        return Batch(volumes, views, preprocess_ct(torch.cat(images)))
+        return Batch(volumes, views, self.architecture.preprocess["CT"](torch.cat(images)))
 
     def _augmented(self, view: View, generator: torch.Generator) -> View:
         image, kept = PhotometricAugmentation(self.config.photometric, generator)(view.image)
@@ -82,9 +85,15 @@ class BatchSource:
         return [members[first], others[second]]
 
     def _load(self, volume: CachedVolume) -> Source:
-        image = torch.from_numpy(volume.image().copy()).to(self.device, non_blocking=True)
-        codes = torch.from_numpy(volume.labels().copy()).to(self.device, non_blocking=True)
-        return Source(image[None, None].float(), codes[None, None], volume.spacing)
+        """Memory-mapped on the CPU; on a GPU every volume stays there once used, as int16 and uint8."""
+        if volume.name in self.resident:
+            return self.resident[volume.name]
+        image = torch.from_numpy(volume.image()).to(self.device)[None, None]
+        codes = torch.from_numpy(volume.labels()).to(self.device)[None, None]
+        source = Source(image, codes, volume.spacing)
+        if self.device.type != "cpu":
+            self.resident[volume.name] = source
+        return source
 
     def _weight(self, region: str) -> float:
         return self.config.region_weights.get(region, math.sqrt(len(self.regions[region])))

@@ -38,12 +38,12 @@ class CachedVolume:
     landmarks: dict[str, list[list[float]]]
 
     def image(self) -> np.ndarray:
-        """HU, int16, (z, y, x), memory-mapped."""
-        return np.load(Path(self.folder) / f"{self.name}.npy", mmap_mode="r")
+        """HU, int16, (z, y, x), memory-mapped copy-on-write."""
+        return np.load(Path(self.folder) / f"{self.name}.npy", mmap_mode="c")
 
     def labels(self) -> np.ndarray:
-        """Codes, uint8, (z, y, x), memory-mapped; see `VolumeCache.structures`."""
-        return np.load(Path(self.folder) / f"{self.name}_labels.npy", mmap_mode="r")
+        """Codes, uint8, (z, y, x), memory-mapped copy-on-write; see `VolumeCache.structures`."""
+        return np.load(Path(self.folder) / f"{self.name}_labels.npy", mmap_mode="c")
 
 
 @dataclass(frozen=True)

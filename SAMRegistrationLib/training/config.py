@@ -62,15 +62,24 @@ class PhotometricConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """InfoNCE and supervised contrast; lengths in mm.
+    """InfoNCE and contrast between subjects; lengths in mm.
 
-    The temperature is 0.1 and not the published 0.5. `fine_radius` and `coarse_radius` separate negatives from
-    the point (published: 20 and 25 mm for NIH-LN, 3 and 5 mm at the least).
+    Args:
+        queries: points per direction of a pair of views (published: 100).
+        pool: places drawn per view, of which negatives are taken.
+        hard_negatives, random_negatives, other_negatives: per point, the most similar places of both views, any
+            places of both views, and (coarse only) places of other body regions.
+        temperature: 0.1, not the published 0.5, for the vectors are few and short.
+        fine_radius, coarse_radius: negatives lie farther than this from the point.
+        organ_queries, organ_targets: places per structure that look for it, and that are to be found.
+        organ_weight, atlas_weight: of the two losses between subjects; 0 leaves one out.
+        atlas_sigma, atlas_reach: how blurred the correspondence by landmarks is, and how far it goes from them.
     """
 
-    queries: int = 192
-    pool: int = 4096
-    hard_negatives: int = 1000
+    queries: int = 128
+    pool: int = 3072
+    hard_negatives: int = 200
+    random_negatives: int = 1500
     other_negatives: int = 1500
     temperature: float = 0.1
     fine_radius: float = 7.0
@@ -89,6 +98,7 @@ class TrainingConfig:
 
     Args:
         architecture: network name; a checkpoint of another one is refused.
+        network: arguments that the network is built with, beside its defaults.
         pairs: pairs of volumes per iteration and process; the two subjects of a pair come from one body region.
         iterations: length of the run; the learning rate is constant after `warmup` and falls to zero over the
             last `decay` of it, so that a run can be prolonged from a checkpoint before the decay.
@@ -98,9 +108,7 @@ class TrainingConfig:
     """
 
     architecture: str = "sam-lite"
-    width: int = 32
-    embedding_channels: int = 64
-    spacing: float = 2.0
+    network: dict[str, Any] = field(default_factory=dict)
     pairs: int = 1
     iterations: int = 3000
     accumulation: int = 1

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..networks.sam_lite import COARSE_STRIDE, FINE_STRIDE
 from .cache import FIRST_LABEL
 from .config import LossConfig
 from .views import View
@@ -19,7 +18,8 @@ CORNERS = tuple((x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1))
 class EmbeddedView:
     """A view with its maps and one random draw of its places, which all losses share.
 
-    `fine` (C, d, h, w) and `coarse` (C, d/4, h/4, w/4) may be half precision. `pool` holds `pool_size` visible
+    `fine` (C, d, h, w) and `coarse` (C, d', h', w'), which divides the view into whole
+    fine voxels, may be half precision. `pool` holds `pool_size` visible
     places drawn with replacement (none if nothing is visible), `organs` for every structure seen
     `organ_size` of its places. Gathering them at once keeps the gradient of the large fine map cheap.
     """
@@ -60,7 +60,8 @@ class EmbeddedView:
 
     def coarse_at(self, voxels: Tensor) -> Tensor:
         """Unit coarse vectors (n, C) at fine voxel coordinates (n, 3), as matching upsamples them."""
-        ratio = COARSE_STRIDE / FINE_STRIDE
+        sizes = zip(self.shape[::-1], self.coarse_shape[::-1], strict=True)
+        ratio = voxels.new_tensor([fine / coarse for fine, coarse in sizes])
         return functional.normalize(
             _trilinear(self.coarse_rows, self.coarse_shape, (voxels + 0.5) / ratio - 0.5), dim=1
         )

@@ -23,7 +23,7 @@ LOWEST = -1e4
 def contrast_views(
     first: EmbeddedView,
     second: EmbeddedView,
-    others: Samples | None,
+    others: Tensor | None,
     config: LossConfig,
 ) -> tuple[Tensor, Tensor] | None:
     """Fine and coarse InfoNCE between two views of one volume, queries in both of them.
@@ -54,7 +54,7 @@ def _directed(
     target: EmbeddedView,
     voxels: Tensor,
     pool: Samples,
-    others: Samples | None,
+    others: Tensor | None,
     config: LossConfig,
 ) -> tuple[Tensor, Tensor]:
     distance = torch.cdist(queries.positions, pool.positions)
@@ -63,10 +63,10 @@ def _directed(
     joined = (fine + coarse).detach()
     fine_positive = (queries.fine * target.fine_at(voxels)).sum(dim=1, keepdim=True)
     coarse_positive = (queries.coarse * target.coarse_at(voxels)).sum(dim=1, keepdim=True)
-    fine_negatives = _hardest(fine, joined, distance <= config.fine_radius, config.hard_negatives)
-    coarse_negatives = _hardest(coarse, coarse.detach(), distance <= config.coarse_radius, config.hard_negatives)
+    fine_negatives = _negatives(fine, joined, distance <= config.fine_radius, config)
+    coarse_negatives = _negatives(coarse, coarse.detach(), distance <= config.coarse_radius, config)
     if others is not None:
-        coarse_negatives = torch.cat([coarse_negatives, queries.coarse @ others.coarse.T], dim=1)
+        coarse_negatives = torch.cat([coarse_negatives, queries.coarse @ others.T], dim=1)
     temperature = config.temperature
     return (
         _first_of(torch.cat([fine_positive, fine_negatives], dim=1) / temperature),
@@ -74,11 +74,15 @@ def _directed(
     )
 
 
-def _hardest(similarity: Tensor, ranking: Tensor, too_near: Tensor, count: int) -> Tensor:
-    masked = ranking.masked_fill(too_near, LOWEST)
-    chosen = masked.topk(min(count, masked.shape[1]), dim=1).indices
-    picked = similarity.gather(1, chosen)
-    return picked.masked_fill(too_near.gather(1, chosen), LOWEST)
+def _negatives(similarity: Tensor, ranking: Tensor, too_near: Tensor, config: LossConfig) -> Tensor:
+    """The hardest places and as many random ones as the configuration says.
+
+    Hard ones alone drive an untrained network to one vector for everything: they are then always at the top.
+    """
+    masked = similarity.masked_fill(too_near, LOWEST)
+    hardest = ranking.masked_fill(too_near, LOWEST).topk(min(config.hard_negatives, ranking.shape[1]), dim=1)
+    stride = max(1, ranking.shape[1] // config.random_negatives)
+    return torch.cat([masked.gather(1, hardest.indices), masked[:, ::stride]], dim=1)
 
 
 def _first_of(logits: Tensor) -> Tensor:

@@ -49,7 +49,10 @@ def read_manifest(path: Path) -> list[Volume]:
     """Read a manifest: JSON with a list ``items`` of objects with at least ``name`` and ``file``.
 
     Paths are relative to the manifest. Known fields: modality, region, subject, licence, source and ``labels``
-    (objects with ``file`` and ``scheme``). Raises `InputError` if the file is missing, is no such JSON, or is empty.
+    (objects with ``file`` and ``scheme``).
+
+    Raises:
+        InputError: if the file is missing, is no such JSON, or is empty.
     """
     try:
         items = json.loads(path.read_text())["items"]
@@ -66,7 +69,11 @@ def read_manifest(path: Path) -> list[Volume]:
 
 
 def read_excluded_names(path: Path) -> set[str]:
-    """Names of the volumes kept out of training: every list in the split file (see Testing/training_split.json)."""
+    """Names of the volumes kept out of training: those in any list of the split file.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
     try:
         content = json.loads(path.read_text())
         return {name for value in content.values() if isinstance(value, list) for name in value}

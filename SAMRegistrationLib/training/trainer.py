@@ -1,158 +1,231 @@
-"""The training loop."""
+"""The training loop: one seed, one trajectory, whatever interrupts it."""
 
 from __future__ import annotations
 
 import copy
-import json
-import os
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from torch import nn
 
-from ..networks.sam_lite import SamLite
-from .batches import BatchSource
+from ..errors import InputError, RegistrationError
+from ..models.architectures import find_architecture
+from .batches import Batch, BatchSource
 from .cache import CachedVolume
+from .checkpoint import CHECKPOINT_FILE, WEIGHTS_FILE, export_weights, read_checkpoint, write_checkpoint
 from .config import TrainingConfig
+from .distributed import Processes, average_gradients, gather, share_parameters
+from .negative_bank import NegativeBank
 from .objective import embed, total_loss
+from .progress import Progress
+from .weights import network_from_weights
+
+AVERAGE_WARMUP = 10
+
+
+@dataclass
+class _Clock:
+    """When the last checkpoint was written."""
+
+    saved: float
 
 
 class Trainer:
-    def __init__(self, volumes: list[CachedVolume], config: TrainingConfig, out: Path) -> None:
+    """A run of `config.iterations` iterations on `volumes`, with its state in the folder `out`.
+
+    The batch of an iteration follows from the seed, the iteration and the process alone, so that the state is the
+    parameters, their running average, the optimizer, the bank of negatives, and the iteration.
+    """
+
+    def __init__(
+        self,
+        volumes: list[CachedVolume],
+        config: TrainingConfig,
+        out: Path,
+        processes: Processes | None = None,
+        *,
+        quiet: bool = False,
+    ) -> None:
         self.config = config
         self.out = out
-        self.device = torch.device("cpu")
-        torch.manual_seed(config.seed)
-        self.network = SamLite(config.width, config.embedding_channels).to(memory_format=torch.channels_last_3d)
+        self.processes = processes or Processes()
+        self.quiet = quiet
+        self.iteration = 0
+        self.seconds = 0.0
+        self.network = _build_network(config).to(self.device)
+        share_parameters(self.network, self.processes)
         self.average = copy.deepcopy(self.network)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.iteration = 0
-        self.rank = int(os.environ.get("RANK", "0"))
-        self.world = int(os.environ.get("WORLD_SIZE", "1"))
-        if self.world > 1:
-            torch.distributed.init_process_group("gloo")
-        self.source = BatchSource(volumes, config, self.device, self.rank)
+        self.source = BatchSource(volumes, config, self.device, self.processes.rank)
+        self.bank = NegativeBank(config.loss)
 
-    def rate(self) -> float:
-        c = self.config
-        decay = c.decay * c.iterations
-        warm = min(1.0, (self.iteration + 1) / c.warmup)
-        cool = min(1.0, max(0.0, (c.iterations - self.iteration) / decay))
-        return c.learning_rate * warm * cool
+    @property
+    def device(self) -> torch.device:
+        return self.processes.device
 
-    def step(self) -> dict[str, float]:
-        generator = self.source.generator(self.iteration)
-        start = time.time()
-        batch = self.source.draw(generator)
-        drawn = time.time()
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate()
-        embedded = embed(
-            self.network, batch, self.config.loss, generator, mixed_precision=self.config.mixed_precision
-        )
-        forward = time.time()
-        loss, parts = total_loss(embedded, batch, self.config.loss)
-        losses = time.time()
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"loss is not finite at {batch.names}")
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        local = time.time()
-        if self.world > 1:
-            grads = [p.grad for p in self.network.parameters()]
-            flat = torch.cat([g.reshape(-1) for g in grads])
-            torch.distributed.all_reduce(flat)
-            flat /= self.world
-            offset = 0
-            for g in grads:
-                g.copy_(flat[offset : offset + g.numel()].view(g.shape))
-                offset += g.numel()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
-        self.optimizer.step()
-        self.update_average()
-        end = time.time()
-        self.iteration += 1
-        parts.update(
-            total=float(loss.detach()),
-            norm=float(norm),
-            data=drawn - start,
-            fwd=forward - drawn,
-            loss_s=losses - forward,
-            bwd=end - losses,
-        )
-        return parts
+    def resume(self) -> bool:
+        """Continue from the folder's checkpoint if there is one.
 
-    @torch.no_grad()
-    def update_average(self) -> None:
-        decay = min(self.config.average_decay, (1 + self.iteration) / (10 + self.iteration))
-        for a, b in zip(self.average.state_dict().values(), self.network.state_dict().values(), strict=True):
-            if a.dtype.is_floating_point:
-                a.lerp_(b, 1 - decay)
-            else:
-                a.copy_(b)
-
-    def save(self) -> None:
-        state = {
-            "network": self.network.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "iteration": self.iteration,
-            "config": self.config.to_dict(),
-        }
-        temporary = self.out / "checkpoint.tmp"
-        torch.save(state, temporary)
-        temporary.replace(self.out / "checkpoint.pt")
-        tensors = {
-            k: (v.half() if v.dtype.is_floating_point else v).contiguous()
-            for k, v in self.average.state_dict().items()
-            if "num_batches" not in k
-        }
-        metadata = {
-            "architecture": self.config.architecture,
-            "iteration": str(self.iteration),
-            "spacing": "2.0",
-            "width": str(self.config.width),
-            "embedding_channels": str(self.config.embedding_channels),
-        }
-        save_file(tensors, self.out / "latest.tmp", metadata)
-        (self.out / "latest.tmp").replace(self.out / "latest.safetensors")
-        save_file(tensors, self.out / f"it{self.iteration:05d}.safetensors", metadata)
-
-    def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
+        Raises:
+            InputError: if the checkpoint is damaged or of another architecture.
+        """
+        path = self.out / CHECKPOINT_FILE
+        if not path.is_file():
+            return False
+        state = read_checkpoint(path, self.config.architecture)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration = state["iteration"]
+        self.iteration = int(state["iteration"])
+        self.seconds = float(state["seconds"])
+        banks = state["banks"]
+        self.bank.restore(banks[self.processes.rank % len(banks)], self.device)
+        return True
 
-    def run(self) -> None:
-        saved = time.time()
-        begin = time.time()
-        first = self.iteration
-        sums: dict[str, list[float]] = {}
+    def start_from(self, path: Path) -> None:
+        """Take the parameters of an exported weight file as the start of a new run.
+
+        Raises:
+            InputError: if it is not one, or of another architecture.
+        """
+        network, architecture = network_from_weights(path)
+        if architecture.name != self.config.architecture:
+            raise InputError(f"{path} holds weights of {architecture.name}, not of {self.config.architecture}")
+        for own in (self.network, self.average):
+            own.load_state_dict(network.state_dict())
+
+    def run(self) -> list[float]:
+        """Train to the end of the run; returns the total loss of every iteration of this part of it.
+
+        Raises:
+            RegistrationError: if the loss is not a number; the message names the volumes.
+        """
+        progress = (
+            Progress(self.out, self.iteration, self.config.iterations, quiet=self.quiet) if self._first else None
+        )
+        clock = _Clock(time.monotonic())
+        losses: list[float] = []
         while self.iteration < self.config.iterations:
-            for key, value in self.step().items():
-                sums.setdefault(key, []).append(value)
-            if self.rank:
-                continue
-            if self.iteration % 10 == 0:
-                means = {k: round(sum(v) / len(v), 3) for k, v in sums.items()}
-                print(
-                    json.dumps(
-                        {
-                            "it": self.iteration,
-                            "t": round(time.time() - begin),
-                            "lr": round(self.rate(), 6),
-                            **means,
-                        }
-                    ),
-                    flush=True,
-                )
-                sums = {}
-            if time.time() - saved > 60 * self.config.checkpoint_minutes or self.iteration == first + 20:
-                self.save()
-                saved = time.time()
-        self.save()
+            values, save = self._iterate(clock)
+            losses.append(values["total"])
+            if progress is not None:
+                progress.update(self.iteration, values)
+            if save or self.iteration == self.config.iterations:
+                self._save(progress, final=self.iteration == self.config.iterations)
+        if progress is not None:
+            progress.close()
+        return losses
+
+    @property
+    def _first(self) -> bool:
+        return self.processes.is_first
+
+    def _iterate(self, clock: _Clock) -> tuple[dict[str, float], bool]:
+        """One optimizer step; returns what to report and whether a checkpoint is due."""
+        began = time.monotonic()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        values: dict[str, float] = {}
+        finite, names = True, []
+        for part in range(self.config.accumulation):
+            generator = self.source.generator(self.iteration * self.config.accumulation + part)
+            batch = self.source.draw(generator)
+            names += batch.names
+            means = self._accumulate(batch, generator)
+            finite = finite and math.isfinite(means["total"])
+            for name, value in means.items():
+                values[name] = values.get(name, 0.0) + value / self.config.accumulation
+        due = self._first and time.monotonic() - clock.saved > 60 * self.config.checkpoint_minutes
+        broken, save = average_gradients(
+            self.network.parameters(), [float(not finite), float(due)], self.processes
+        )
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        self._stop_if(bool(broken) or not math.isfinite(float(norm)), names)
+        self.optimizer.step()
+        self._update_average()
+        self.iteration += 1
+        elapsed = time.monotonic() - began
+        self.seconds += elapsed
+        if save:
+            clock.saved = time.monotonic()
+        values |= {"gradient": float(norm), "rate": self.optimizer.param_groups[0]["lr"], "seconds": elapsed}
+        return values, bool(save)
+
+    def _accumulate(self, batch: Batch, generator: torch.Generator) -> dict[str, float]:
+        config = self.config
+        embedded = embed(self.network, batch, config.loss, generator, mixed_precision=config.mixed_precision)
+        loss, parts = total_loss(embedded, batch, config.loss, self.bank)
+        (loss / config.accumulation).backward()
+        return {"total": float(loss.detach()), **parts}
+
+    def _stop_if(self, broken: bool, names: list[str]) -> None:
+        if not broken:
+            return
+        everywhere = [name for part in gather(names, self.processes) for name in part]
+        raise RegistrationError(
+            f"the loss or its gradient is not a number at iteration {self.iteration + 1}; "
+            f"the volumes were {', '.join(everywhere)}"
+        )
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        """Exponential running average of the parameters, shorter at the start of a run."""
+        decay = min(self.config.average_decay, (1 + self.iteration) / (AVERAGE_WARMUP + self.iteration))
+        pairs = zip(self.average.parameters(), self.network.parameters(), strict=True)
+        for average, current in pairs:
+            average.lerp_(current, 1 - decay)
+
+    def _save(self, progress: Progress | None, *, final: bool) -> None:
+        """Write checkpoint and weights; a full disk is only said, unless the run is over."""
+        banks = gather(self.bank.state(), self.processes)
+        if not self._first:
+            return
+        try:
+            write_checkpoint(self.out, self._state(banks))
+            export_weights(self.out / WEIGHTS_FILE, self.average, self._metadata())
+        except OSError as error:
+            sentence = f"the checkpoint of iteration {self.iteration} could not be written ({error})"
+            if final:
+                raise RegistrationError(f"{sentence}; the previous one is intact") from error
+            if progress is not None:
+                progress.note(f"{sentence}; the previous one is intact, training goes on")
+
+    def _state(self, banks: list[Any]) -> dict[str, Any]:
+        return {
+            "config": self.config.to_dict(),
+            "iteration": self.iteration,
+            "seconds": self.seconds,
+            "network": self.network.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "banks": banks,
+        }
+
+    def _metadata(self) -> dict[str, str]:
+        config = self.config
+        return {
+            "architecture": config.architecture,
+            "iteration": str(self.iteration),
+            **{name: str(value) for name, value in config.network.items()},
+        }
+
+
+def learning_rate(config: TrainingConfig, iteration: int) -> float:
+    """Linear warm-up, constant, linear decay to zero over the last share `decay` of the run."""
+    warm = min(1.0, (iteration + 1) / max(1, config.warmup))
+    left = config.iterations - iteration
+    cool = min(1.0, left / max(1.0, config.decay * config.iterations))
+    return config.learning_rate * warm * cool
+
+
+def _build_network(config: TrainingConfig) -> nn.Module:
+    torch.manual_seed(config.seed)
+    network = find_architecture(config.architecture).build(**config.network)
+    return network.train().to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]

@@ -22,7 +22,7 @@ INVERSION_TOLERANCE = 0.5
 
 @dataclass(frozen=True)
 class Source:
-    """A cached volume on the device: image (1, 1, z, y, x) in HU, codes of the same shape, voxel size in mm."""
+    """A volume on the device: image (1, 1, z, y, x) in HU, codes of the same shape, voxel size in mm."""
 
     image: Tensor
     codes: Tensor
@@ -72,10 +72,10 @@ def draw_placements(source: Source, config: ViewConfig, generator: torch.Generat
 
 def cut_view(source: Source, placement: Placement, shape: tuple[int, int, int]) -> View:
     """Sample image, codes and positions of a view of `shape` voxels (z, y, x)."""
-    positions = _positions(placement, shape)
+    positions = positions_of(placement, shape)
     mesh = functional.avg_pool3d(positions, FINE_STRIDE)
-    image = _sample(source.image - AIR, positions, source.spacing, "bilinear") + AIR
-    codes = _sample(source.codes, mesh, source.spacing, "nearest")[0, 0]
+    image = resample_source(source, positions)
+    codes = _sample_box(source.codes, mesh, source.spacing, "nearest")[0, 0]
     return View(image, mesh[0], codes, codes != OUTSIDE, placement.matrix * FINE_STRIDE)
 
 
@@ -160,7 +160,7 @@ def rotation_matrix(angles: Tensor) -> Tensor:
     return about_z @ about_y @ about_x
 
 
-def _positions(placement: Placement, shape: tuple[int, int, int]) -> Tensor:
+def positions_of(placement: Placement, shape: tuple[int, int, int]) -> Tensor:
     """Source position in mm of every view voxel, (1, 3, d, h, w)."""
     device = placement.center.device
     z, y, x = (torch.arange(size, device=device) - (size - 1) / 2 for size in shape)
@@ -175,11 +175,34 @@ def _positions(placement: Placement, shape: tuple[int, int, int]) -> Tensor:
     return offsets.add_(torch.stack(components)[None])
 
 
-def _sample(values: Tensor, positions: Tensor, spacing: float, mode: str) -> Tensor:
-    """Values of (1, 1, z, y, x) at positions (1, 3, d, h, w) in mm; 0 outside the volume."""
-    size = positions.new_tensor(values.shape[:1:-1])
-    cube = (positions.permute(0, 2, 3, 4, 1) * (2 / spacing) + 1) / size - 1
-    return functional.grid_sample(values.float(), cube, mode=mode, padding_mode="zeros", align_corners=False)
+def resample_source(source: Source, positions: Tensor) -> Tensor:
+    """HU (1, 1, d, h, w) at positions (1, 3, d, h, w) in mm; air outside the volume."""
+    return _sample_box(source.image, positions, source.spacing, "bilinear", outside=AIR)
+
+
+def _sample_box(values: Tensor, positions: Tensor, spacing: float, mode: str, *, outside: float = 0.0) -> Tensor:
+    """Values of (1, 1, z, y, x) at positions (1, 3, d, h, w) in mm.
+
+    Only the box that the positions touch is converted to float, which is what keeps large volumes cheap.
+    """
+    box = _box(values.shape[2:], positions / spacing)
+    start = positions.new_tensor([part.start for part in reversed(box)])
+    cut = values[:, :, box[0], box[1], box[2]].float() - outside
+    size = positions.new_tensor(cut.shape[:1:-1])
+    voxels = positions.permute(0, 2, 3, 4, 1) / spacing - start
+    cube = (2 * voxels + 1) / size - 1
+    sampled = functional.grid_sample(cut, cube, mode=mode, padding_mode="zeros", align_corners=False)
+    return sampled + outside
+
+
+def _box(shape: torch.Size, voxels: Tensor) -> tuple[slice, slice, slice]:
+    """The voxels (z, y, x) that sampling at `voxels` (1, 3, d, h, w) can touch; at least one along each axis."""
+    slices = []
+    for component, size in zip(voxels[0].flatten(1).flip(0), shape, strict=True):
+        start = min(max(0, math.floor(float(component.min())) - 1), size - 1)
+        stop = max(start + 1, min(size, math.ceil(float(component.max())) + 2))
+        slices.append(slice(start, stop))
+    return slices[0], slices[1], slices[2]
 
 
 def _uniform(generator: torch.Generator, low: float = 0.0, high: float = 1.0) -> float:

@@ -1,0 +1,165 @@
+"""The command ``samreg train``: sam and evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from .config import TrainingConfig
+
+
+def add_train_arguments(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand ``train`` to a parser; needs neither torch nor data."""
+    parser = subparsers.add_parser("train", help="train an embedding network, or measure one")
+    actions = parser.add_subparsers(dest="train_action", metavar="ACTION", required=True)
+
+    sam = actions.add_parser(
+        "sam",
+        help="train on the CT volumes of a manifest",
+        description="Train an embedding network. A run that was interrupted goes on from its last checkpoint when "
+        "the same command is given again. For several processes: torchrun --nproc_per_node N -m "
+        "SAMRegistrationLib train sam ...",
+    )
+    sam.add_argument("--data", metavar="MANIFEST", type=Path, required=True, help="JSON with the volumes")
+    sam.add_argument(
+        "--out", metavar="DIR", type=Path, required=True, help="checkpoint, weights, logs, model card"
+    )
+    sam.add_argument("--held-out", metavar="FILE", type=Path, help="JSON with lists of volumes not to train on")
+    sam.add_argument("--cache", metavar="DIR", type=Path, help="folder for prepared volumes (default: DIR/cache)")
+    sam.add_argument("--config", metavar="FILE", type=Path, help="JSON with settings that replace the defaults")
+    sam.add_argument("--architecture", help="network: sam-lite or sam-resnet18 (default: sam-lite)")
+    sam.add_argument("--iterations", type=int, help="length of the whole run")
+    sam.add_argument("--seed", type=int, help="of everything random")
+    sam.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    sam.add_argument("--initial-weights", metavar="FILE", type=Path, help="safetensors to start from")
+    sam.add_argument("--quiet", action="store_true", help="no progress")
+
+    evaluate = actions.add_parser(
+        "evaluate", help="measure how well features match on volumes kept out of training"
+    )
+    evaluate.add_argument("--data", metavar="MANIFEST", type=Path, required=True, help="JSON with the volumes")
+    evaluate.add_argument("--held-out", metavar="FILE", type=Path, required=True, help="JSON with their names")
+    evaluate.add_argument("--model", default="sam", help="features: mind, sam or a model (default: %(default)s)")
+    evaluate.add_argument("--weights", metavar="FILE", type=Path, help="safetensors of a run instead of a model")
+    evaluate.add_argument("--volumes", type=int, default=20, help="at most so many (default: %(default)s)")
+    evaluate.add_argument("--pairs", type=int, default=20, help="at most so many (default: %(default)s)")
+    evaluate.add_argument("--seed", type=int, default=0, help="of views and pairs (default: %(default)s)")
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    evaluate.add_argument("-o", "--output", metavar="FILE", type=Path, help="also write the numbers as JSON")
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    """Carry out ``samreg train``; returns the exit status.
+
+    Raises:
+        RegistrationError: with one sentence for the user.
+    """
+    return {"sam": _sam, "evaluate": _evaluate}[arguments.train_action](arguments)
+
+
+def _sam(arguments: argparse.Namespace) -> int:
+    from .cache import build_cache
+    from .distributed import join_processes, leave_processes, wait_for_first
+    from .manifest import read_excluded_names, read_manifest
+    from .model_card import write_model_card
+    from .trainer import Trainer
+
+    config = _configuration(arguments)
+    excluded = read_excluded_names(arguments.held_out) if arguments.held_out else set()
+    everything = read_manifest(arguments.data)
+    chosen = [volume for volume in everything if volume.name not in excluded]
+    if not chosen:
+        raise InputError(f"Every volume of {arguments.data} is held out of training.")
+    processes = join_processes(arguments.device)
+    folder = arguments.cache or arguments.out / "cache"
+    try:
+        _make_folder(arguments.out)
+        # The first process fills the cache, the others then find everything in it.
+        if not processes.is_first:
+            wait_for_first(processes)
+        cache = build_cache(chosen, folder, _spacing(config), progress=processes.is_first and not arguments.quiet)
+        if processes.is_first:
+            wait_for_first(processes)
+        trainer = Trainer(cache.volumes, config, arguments.out, processes, quiet=arguments.quiet)
+        if not trainer.resume() and arguments.initial_weights:
+            trainer.start_from(arguments.initial_weights)
+        trainer.run()
+        if processes.is_first:
+            used = {volume.name for volume in cache.volumes}
+            trained = [volume for volume in chosen if volume.name in used]
+            held_out = [volume.name for volume in everything if volume.name in excluded]
+            write_model_card(trainer, arguments.data, trained, cache.skipped, held_out)
+            _say_skipped(cache.skipped)
+    finally:
+        leave_processes(processes)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from .evaluation import evaluate_features, format_evaluation
+    from .manifest import read_excluded_names, read_manifest
+
+    names = read_excluded_names(arguments.held_out)
+    volumes = [volume for volume in read_manifest(arguments.data) if volume.name in names]
+    if not volumes:
+        raise InputError(f"None of the volumes of {arguments.held_out} is in {arguments.data}.")
+    result = evaluate_features(_extractor(arguments), volumes, arguments.volumes, arguments.pairs, arguments.seed)
+    print(format_evaluation(result))
+    if arguments.output:
+        arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _configuration(arguments: argparse.Namespace) -> TrainingConfig:
+    from .config import TrainingConfig
+
+    values: dict[str, Any] = {}
+    if arguments.config:
+        try:
+            values = json.loads(arguments.config.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"The configuration {arguments.config} cannot be read: {error}.") from error
+    for name in ("architecture", "iterations", "seed"):
+        if getattr(arguments, name) is not None:
+            values[name] = getattr(arguments, name)
+    try:
+        return TrainingConfig.from_dict(values)
+    except (TypeError, AttributeError) as error:
+        raise UsageError(f"The configuration is not valid: {error}.") from error
+
+
+def _extractor(arguments: argparse.Namespace) -> Any:
+    from ..device import resolve_device
+    from ..features.registry import get_extractor
+    from ..features.sam import SamExtractor
+    from .weights import network_from_weights
+
+    device = resolve_device(arguments.device)
+    if arguments.weights:
+        network, architecture = network_from_weights(arguments.weights)
+        return SamExtractor(network, architecture, arguments.weights.stem, device)
+    return get_extractor(arguments.model, device)
+
+
+def _spacing(config: TrainingConfig) -> float:
+    from ..models.architectures import find_architecture
+
+    return find_architecture(config.architecture).spacing
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made: {error}.") from error
+
+
+def _say_skipped(skipped: dict[str, str]) -> None:
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)

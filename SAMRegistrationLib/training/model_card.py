@@ -1,0 +1,61 @@
+"""What a trained model was made from and how, as a file beside its weights."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import WEIGHTS_FILE, write_whole
+from .manifest import Volume
+from .trainer import Trainer
+
+CARD_FILE = "model_card.json"
+
+
+def write_model_card(
+    trainer: Trainer, manifest: Path, volumes: list[Volume], skipped: dict[str, str], held_out: list[str]
+) -> Path:
+    """Write the card of a finished run into its folder.
+
+    Args:
+        volumes: those of the manifest that were trained on.
+        skipped: name and reason of the volumes that could not be used.
+        held_out: names left out on purpose.
+    """
+    config = trainer.config
+    card: dict[str, Any] = {
+        "architecture": config.architecture,
+        "weights": WEIGHTS_FILE,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "iterations": trainer.iteration,
+        "processes": trainer.processes.count,
+        "hours": round(trainer.seconds / 3600, 2),
+        "seed": config.seed,
+        "recipe": config.to_dict(),
+        "training_data": _by_licence(volumes),
+        "volumes": [volume.name for volume in volumes],
+        "held_out": sorted(held_out),
+        "skipped": skipped,
+        "continue_with": _command(trainer.out, manifest, 2 * config.iterations),
+    }
+    path = trainer.out / CARD_FILE
+    write_whole(path, lambda temporary: temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8"))
+    return path
+
+
+def _by_licence(volumes: list[Volume]) -> list[dict[str, Any]]:
+    counts = Counter((volume.source, volume.licence) for volume in volumes)
+    return [
+        {"source": source, "licence": licence, "volumes": count}
+        for (source, licence), count in counts.most_common()
+    ]
+
+
+def _command(out: Path, manifest: Path, iterations: int) -> str:
+    options = [option for option in sys.argv[1:] if option.startswith("--held-out")]
+    extra = f" {' '.join(options)}" if options else ""
+    return f"samreg train sam --data {manifest.name} --out {out.name} --iterations {iterations}{extra}"
