@@ -160,6 +160,8 @@ def _style(axes: Axes, view: _View) -> None:
 def _show(axes: Axes, view: _View, pixels: Slice, **options: Any) -> None:
     height, width = view.size
     axes.imshow(pixels, extent=(0, width, height, 0), **options)
+    if np.isnan(pixels).all():
+        axes.text(width / 2, height / 2, "no moving data here", color=INK, fontsize=8, ha="center", va="center")
 
 
 def _draw_gray(axes: Axes, view: _View, volume: Volume) -> None:

@@ -25,7 +25,8 @@ OUTLIER_REACH = 2.0
 """Values further beyond the quartiles than so many interquartile ranges do not widen the window."""
 BODY_THRESHOLD_HU = -300.0
 BODY_THRESHOLD_SHARE = 0.15
-MARGIN_MM = 8.0
+MARGIN_MM = 12.0
+SMALLEST_SHARE_SEEN = 0.05
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,19 @@ class Scene:
         return 100 * float((self.determinant[2:-2, 2:-2, 2:-2] <= 0).mean())
 
     def box(self) -> Box:
-        """The part worth showing: the fixed body with a margin."""
-        z, y, x = (self._range(axis) for axis in range(3))
+        """The part worth showing: the fixed body where there is moving data, with a margin.
+
+        All of the body where hardly any of it has moving data, as after a failed registration.
+        """
+        seen = self.body & ~np.isnan(self.after)
+        mask = seen if seen.sum() > SMALLEST_SHARE_SEEN * self.body.sum() else self.body
+        z, y, x = (self._range(mask, axis) for axis in range(3))
         return z, y, x
 
-    def _range(self, axis: int) -> slice:
+    def _range(self, mask: Mask, axis: int) -> slice:
         others = tuple(other for other in range(3) if other != axis)
-        occupied = np.flatnonzero(self.body.any(axis=others))
-        size, margin = self.body.shape[axis], round(MARGIN_MM / self.grid.spacing[2 - axis])
+        occupied = np.flatnonzero(mask.any(axis=others))
+        size, margin = mask.shape[axis], round(MARGIN_MM / self.grid.spacing[2 - axis])
         if not len(occupied):
             return slice(0, size)
         return slice(max(0, int(occupied[0]) - margin), min(size, int(occupied[-1]) + 1 + margin))

@@ -134,6 +134,14 @@ def test_groups_and_names_of_labels_reach_the_result() -> None:
     assert labels["group_mean"]["before"]["dice"]["none"] is None
 
 
+def test_only_the_labels_that_are_asked_for_are_looked_at() -> None:
+    _, _, transform = shifted_pair()
+    fixed, moving = boxes(FIXED, skip=(3,)), boxes(FIXED, SHIFT)
+    labels = evaluate(transform, FIXED, fixed_labels=fixed, moving_labels=moving, labels=(1,))["labels"]
+    assert labels["counted"] == [1]
+    assert labels["only_fixed"] == labels["only_moving"] == []
+
+
 def test_a_mask_restricts_labels_landmarks_and_field() -> None:
     fixed, moving, transform = shifted_pair()
     mask = Image((fixed.data == 2).float(), FIXED)

@@ -79,6 +79,7 @@ def test_the_scene_shows_no_values_where_the_moving_volume_has_none() -> None:
     assert np.isnan(scene.after[:, :, 9:]).all()
     assert not np.isnan(scene.after[:, :, :9]).any()
     assert np.array_equal(np.isnan(scene.before), np.isnan(scene.after))
+    assert scene.box()[2].stop < 9 + 12 / 2 + 1  # the body reaches further, but not the moving data
     assert scene.middle()[2] > 9  # the labels lie where there is no moving data; they are shown all the same
 
 

@@ -9,7 +9,7 @@ and is missing from the means of distances.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +46,7 @@ def evaluate(
     fixed_points: PointSet | None = None,
     moving_points: PointSet | None = None,
     mask: Image | None = None,
+    labels: Collection[int] | None = None,
     label_names: Mapping[int, str] | None = None,
     label_groups: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def evaluate(
         fixed_labels, moving_labels: label maps; each may lie on any grid that overlaps its volume.
         fixed_points, moving_points: corresponding landmarks in world space, by order.
         mask: voxels of the fixed volume to which every measure is restricted.
+        labels: the labels to look at; by default all.
         label_names: names for the tables.
         label_groups: named groups of labels to average.
 
@@ -81,10 +83,10 @@ def evaluate(
         result["similarity"] = {
             state: similarity_under(field, fixed, moving, region) for state, field in fields.items()
         }
-    if labels := _pair("labels", fixed_labels, moving_labels):
-        on_fixed = _on_grid(labels[0], grid, "the fixed label map")
+    if maps := _pair("labels", fixed_labels, moving_labels):
+        on_fixed = _on_grid(maps[0], grid, "the fixed label map")
         result["labels"] = evaluate_labels(
-            fields, on_fixed, labels[1], region, label_names or {}, label_groups or {}
+            fields, on_fixed, maps[1], region, labels, label_names or {}, label_groups or {}
         )
     if points := _pair("points", fixed_points, moving_points):
         result["landmarks"] = evaluate_landmarks(transform, fields["after"], *points, region)

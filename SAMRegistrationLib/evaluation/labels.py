@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ def evaluate_labels(
     fixed_image: Image,
     moving_image: Image,
     region: torch.Tensor | None,
+    wanted: Collection[int] | None,
     names: Mapping[int, str],
     groups: Mapping[str, Sequence[int]],
 ) -> dict[str, Any]:
@@ -43,6 +44,7 @@ def evaluate_labels(
         fixed_image: the fixed label map on that grid.
         moving_image: the moving label map on any grid.
         region: voxels (z, y, x) to which everything is restricted.
+        wanted: the labels to look at, or None for all.
         names: names of labels.
         groups: named groups of labels to average.
     """
@@ -50,6 +52,8 @@ def evaluate_labels(
     fixed = _whole_numbers(fixed_image)
     fixed = fixed if region is None else within(fixed, region.cpu().numpy())
     present = {"fixed": set(labels_in(fixed)), "moving": set(labels_in(_whole_numbers(moving_image)))}
+    if wanted is not None:
+        present = {side: labels & set(wanted) for side, labels in present.items()}
     counted = sorted(present["fixed"] & present["moving"])
     measured = {
         state: _label_measures(field, fixed, moving_image, region, counted) for state, field in fields.items()
