@@ -6,12 +6,12 @@ import argparse
 import os
 from pathlib import Path
 
+from SAMRegistrationLib.presets import preset_names
+
 from .runner import REPOSITORY, Run, evaluate_again, run_all
 from .tables import collect, write_csv, write_results
 
-DEFAULT_METHODS = (
-    "initial,sitk-affine,rigid,affine,same-coarse,convexadam,samconvex,samconvex-io,default,convexadam-0.2.0"
-)
+PEERS_BEFORE, PEERS_AFTER = ("initial", "sitk-affine"), ("convexadam-0.2.0",)
 
 
 def main() -> None:
@@ -20,7 +20,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(data), help="data folder (SAMREG_DATA)")
     parser.add_argument("--out", type=Path, required=True, help="where results go, outside the repository")
     parser.add_argument("--suite", default="issue2")
-    parser.add_argument("--methods", default=DEFAULT_METHODS, help="NAME or NAME@START, comma-separated")
+    everything = ",".join((*PEERS_BEFORE, *preset_names(), *PEERS_AFTER))
+    parser.add_argument("--methods", default=everything, help="NAME or NAME@START, comma-separated")
     parser.add_argument("--pairs", default="", help="only these pairs or families, comma-separated")
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds per method and pair")
     parser.add_argument("--device", default="cpu")
