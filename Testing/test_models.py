@@ -308,8 +308,23 @@ class TestImport:
             import_checkpoint(saver(heads), "bad")
 
     def test_checkpoint_of_another_network_is_refused(self, saver: Saver) -> None:
-        with pytest.raises(InputError, match="not a sam-resnet18 checkpoint"):
-            import_checkpoint(saver({"state_dict": SamLite(width=16).state_dict()}), "bad")
+        with pytest.raises(InputError, match="none of its tensors belongs there"):
+            import_checkpoint(saver({"state_dict": torch.nn.Conv3d(1, 2, 3).state_dict()}), "bad")
+
+    def test_own_weights_in_half_precision_are_imported_with_their_configuration(self, tmp_path: Path) -> None:
+        network = SamLite(width=16, embedding_channels=48)
+        path = tmp_path / "latest.safetensors"
+        save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, path)
+        entry = import_checkpoint(path, "own")
+        assert (entry.architecture, entry.configuration) == ("sam-lite", {"width": 16, "embedding_channels": 48})
+        fine, _ = get_extractor("own").extract_tensor(torch.zeros(1, 1, 16, 16, 16))
+        assert fine.shape[1] == 48
+
+    def test_own_weights_with_a_missing_tensor_are_refused(self, saver: Saver) -> None:
+        state = SamLite(width=16).state_dict()
+        state.pop("coarse_head.bias")
+        with pytest.raises(InputError, match=r"exactly the tensors of sam-lite; missing: coarse_head\.bias"):
+            import_checkpoint(saver(state), "bad")
 
     def test_code_in_a_file_is_not_run(self, tmp_path: Path) -> None:
         path, trace = tmp_path / "evil.pth", tmp_path / "trace"

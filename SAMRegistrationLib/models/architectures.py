@@ -22,6 +22,7 @@ class Architecture:
     Args:
         name: as written in the catalogue.
         build: makes the network from a model's configuration (keyword arguments).
+        configuration_of: the configuration of the network that has such weights; a guess where they are not its.
         preprocess: per modality ("CT", "MR") the map from stored values to the network's input.
         spacing: isotropic working spacing in mm.
         fine_stride, coarse_stride: (z, y, x) strides of the two outputs. Voxel i of a map sits at input voxel
@@ -34,6 +35,7 @@ class Architecture:
 
     name: str
     build: Callable[..., EmbeddingNetwork]
+    configuration_of: Callable[[Mapping[str, Tensor]], dict[str, Any]]
     preprocess: Mapping[str, Callable[[Tensor], Tensor]]
     spacing: float
     fine_stride: Shape
@@ -57,9 +59,20 @@ class Architecture:
         return network.eval()
 
 
+def _sam_lite_configuration(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    layers = {"width": "stem.convolution.weight", "embedding_channels": "fine_head.weight"}
+    found = {argument: weights[name] for argument, name in layers.items() if name in weights}
+    return {argument: weight.shape[0] for argument, weight in found.items() if weight.dim() == 5}
+
+
+def _sam_resnet18_configuration(weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {"semantic": any(name.startswith("semantic_head.") for name in weights)}
+
+
 SAM_LITE = Architecture(
     name="sam-lite",
     build=sam_lite.SamLite,
+    configuration_of=_sam_lite_configuration,
     preprocess={"CT": sam_lite.preprocess_ct},
     spacing=sam_lite.WORKING_SPACING,
     fine_stride=(sam_lite.FINE_STRIDE,) * 3,
@@ -73,13 +86,14 @@ SAM_LITE = Architecture(
 SAM_RESNET18 = Architecture(
     name="sam-resnet18",
     build=sam_resnet18.SamResnet18,
+    configuration_of=_sam_resnet18_configuration,
     preprocess={"CT": sam_resnet18.preprocess_ct, "MR": sam_resnet18.preprocess_mr},
     spacing=sam_resnet18.WORKING_SPACING,
     fine_stride=sam_resnet18.FINE_STRIDE,
     coarse_stride=sam_resnet18.COARSE_STRIDE,
     multiple=sam_resnet18.COARSE_STRIDE,
     air=-50.0,
-    peak_values=60,
+    peak_values=40,
     fixed_values=200_000_000,
 )
 

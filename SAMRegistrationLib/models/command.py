@@ -20,7 +20,9 @@ def add_models_arguments(subparsers: argparse._SubParsersAction[argparse.Argumen
     info.add_argument("name", metavar="NAME")
     verify = actions.add_parser("verify", help="check that weights are there, unchanged and fit")
     verify.add_argument("names", metavar="NAME", nargs="*", help="all models by default")
-    bring = actions.add_parser("import", help="import a published SAM or UAE checkpoint from a local file")
+    bring = actions.add_parser(
+        "import", help="import a published SAM or UAE checkpoint, or own weights, from a local file"
+    )
     bring.add_argument("file", metavar="FILE", type=Path)
     bring.add_argument("--name", help="how to call the model (by default the file's name)")
     bring.add_argument("--licence", help="licence of the weights, for the catalogue")

@@ -1,7 +1,8 @@
 """Bringing a model from a local file into the user's folder.
 
 Read are the published SAM / UAE checkpoints (mmcv: a dict of ``meta``, ``state_dict`` and perhaps ``optimizer``)
-and files that hold only the tensors, as PyTorch or safetensors files. Nothing in the file is ever executed.
+and files that hold only the tensors, as PyTorch or safetensors files, such as our own training writes. Nothing in
+the file is ever executed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import InputError, UsageError
-from .architectures import SAM_RESNET18, Architecture
+from .architectures import ARCHITECTURES, SAM_RESNET18, Architecture
 from .catalogue import ModelEntry, check_name, install, list_models, user_folder
 
 _NAMES_SHOWN = 5
@@ -29,7 +30,9 @@ _UNKNOWN = "not stated in the file"
 def import_checkpoint(
     path: Path, name: str, *, licence: str = _UNKNOWN, training_data: str = _UNKNOWN
 ) -> ModelEntry:
-    """Import a published SAM / UAE checkpoint under a name; afterwards it is a model like any other.
+    """Import a published SAM / UAE checkpoint, or weights trained by us, under a name.
+
+    Afterwards it is a model like any other.
 
     Args:
         path: the local file.
@@ -38,20 +41,21 @@ def import_checkpoint(
 
     Raises:
         UsageError: if the name cannot be used or is taken.
-        InputError: if the file cannot be read safely or is not exactly such a checkpoint.
+        InputError: if the file cannot be read safely or does not hold exactly such weights.
     """
     check_name(name)
     if any(entry.name == name for entry in list_models()):
         raise UsageError(f"there is already a model named {name!r}; remove it first or choose another name")
     weights = _without_wrapper(read_tensors(path))
-    configuration = {"semantic": any(key.startswith("semantic_head.") for key in weights)}
-    check_layout(weights, SAM_RESNET18, configuration, path)
+    architecture = recognize(weights, path)
+    configuration = architecture.configuration_of(weights)
+    check_layout(weights, architecture, configuration, path)
     entry = ModelEntry(
         name=name,
-        architecture=SAM_RESNET18.name,
+        architecture=architecture.name,
         file=f"{name}.safetensors",
         sha256="",
-        spacing=SAM_RESNET18.spacing,
+        spacing=architecture.spacing,
         training_data=training_data,
         licence=licence,
         date=datetime.date.today().isoformat(),
@@ -79,6 +83,23 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in state.items()}
 
 
+def recognize(weights: Mapping[str, Tensor], path: Path) -> Architecture:
+    """The architecture that most of the tensors belong to, by name.
+
+    Raises:
+        InputError: if not one tensor belongs to any.
+    """
+    shares = {
+        len(weights.keys() & _expected(architecture, architecture.configuration_of(weights)).keys()): architecture
+        for architecture in ARCHITECTURES.values()
+    }
+    most = max(shares)
+    if most == 0:
+        known = " or ".join(sorted(ARCHITECTURES))
+        raise InputError(f"{path} is not a {known} checkpoint: none of its tensors belongs there")
+    return shares[most]
+
+
 def check_layout(
     weights: Mapping[str, Tensor], architecture: Architecture, configuration: Mapping[str, Any], path: Path
 ) -> None:
@@ -87,13 +108,10 @@ def check_layout(
     Raises:
         InputError: naming what is missing, unexpected, misshapen or not finite.
     """
-    with torch.device("meta"):
-        expected = architecture.build(**configuration).state_dict()
+    expected = _expected(architecture, configuration)
     missing = sorted(set(expected) - set(weights))
     unexpected = sorted(set(weights) - set(expected))
-    if len(missing) == len(expected):
-        raise InputError(f"{path} is not a {architecture.name} checkpoint: none of its tensors belongs there")
-    if not any(name.startswith("backbone.") for name in weights):
+    if architecture is SAM_RESNET18 and not any(name.startswith("backbone.") for name in weights):
         raise InputError(f"{path} holds only heads, not the backbone of {architecture.name}")
     misshapen = [
         f"{name} is {_shape(weights[name])} instead of {_shape(value)}"
@@ -113,6 +131,12 @@ def check_layout(
     ]
     if problems:
         raise InputError(f"{path} does not have exactly the tensors of {architecture.name}; {'; '.join(problems)}")
+
+
+def _expected(architecture: Architecture, configuration: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The state dict that an architecture would have: shapes without values."""
+    with torch.device("meta"):
+        return architecture.build(**configuration).state_dict()
 
 
 def _load_pickle(path: Path) -> object:
