@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..errors import InputError
@@ -51,9 +52,12 @@ class Architecture:
         Raises:
             InputError: if the weights are not those of this network.
         """
+        values = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
         try:
-            network = self.build(**configuration)
-            network.load_state_dict({name: value.float() for name, value in weights.items()})
+            # Without values of its own, the network is not initialized for nothing.
+            with torch.device("meta"):
+                network = self.build(**configuration)
+            network.load_state_dict(values, assign=True)
         except (RuntimeError, TypeError) as error:
             raise InputError(f"the weights do not fit the architecture {self.name}: {error}") from error
         return network.eval()

@@ -173,6 +173,7 @@ def install(entry: ModelEntry, weights: Mapping[str, Tensor]) -> ModelEntry:
         try:
             tensors = {name: value.clone(memory_format=torch.contiguous_format) for name, value in weights.items()}
             save_file(tensors, temporary)
+            temporary.chmod(0o644)
             complete = ModelEntry(**{**vars(entry), "sha256": file_checksum(temporary)})
             temporary.replace(entry.path)
         finally:
