@@ -222,6 +222,21 @@ class TestExtraction:
         with pytest.warns(RegistrationWarning, match="made for CT"):
             _extractor(SAM_LITE).extract(image.with_data(image.data + 1000))
 
+    @pytest.mark.parametrize(
+        ("architecture", "modality", "suits"),
+        [
+            (SAM_LITE, "CT", True),
+            (SAM_LITE, "CBCT", True),
+            (SAM_LITE, None, True),
+            (SAM_LITE, "MR", False),
+            (SAM_RESNET18, "MR", True),
+        ],
+    )
+    def test_extractor_tells_which_modalities_it_suits(
+        self, architecture: Architecture, modality: str | None, suits: bool
+    ) -> None:
+        assert _extractor(architecture).suits(_ct(_grid((16, 16, 16)), modality)) is suits
+
     def test_ct_of_unknown_modality_is_recognized_by_its_air(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -76,6 +76,10 @@ class SamExtractor:
         """Type of the features: float16 on CUDA, float32 elsewhere, where half precision is slow to use."""
         return torch.float16 if self.device.type == "cuda" else torch.float32
 
+    def suits(self, image: Image) -> bool:
+        """Whether the model was made for volumes of this modality (told by the values where it is not stated)."""
+        return _modality(image) in self.architecture.preprocess
+
     def extract(self, image: Image) -> Features:
         """The features of a volume, on grids whose axes lie closest to L, P, S.
 
@@ -104,6 +108,7 @@ class SamExtractor:
             at voxel s * i + (s - 1) / 2 of the volume.
 
         Raises:
+            KeyError: for a modality that the model was not made for.
             NotEnoughMemoryError: if the network runs out of memory.
         """
         size = volume.shape[2:]
@@ -143,22 +148,18 @@ class SamExtractor:
 
     def _modality_of(self, image: Image) -> str:
         """The modality to preprocess for; warns where the model was not made for the volume's."""
-        looks_like_ct = image.modality is None and float(image.data.min()) < _BELOW_TISSUE
-        if image.is_ct or looks_like_ct:
-            return "CT"
-        if "MR" not in self.architecture.preprocess:
-            kind = image.modality or "a volume that does not look like one"
-            warnings.warn(
-                f"the model {self.name} was made for CT, not for {kind}; its features mean little there",
-                RegistrationWarning,
-                stacklevel=3,
-            )
-            return "CT"
-        return "MR"
+        if self.suits(image):
+            return _modality(image)
+        kind = image.modality or "a volume that does not look like one"
+        warnings.warn(
+            f"the model {self.name} was made for CT, not for {kind}; its features mean little there",
+            RegistrationWarning,
+            stacklevel=3,
+        )
+        return "CT"
 
     def _preprocessing(self, modality: str) -> Callable[[Tensor], Tensor]:
-        preprocess = self.architecture.preprocess
-        return preprocess.get(modality, preprocess["CT"])
+        return self.architecture.preprocess[modality]
 
     def _padded(self, prepared: Tensor) -> Tensor:
         missing = [-n % m for n, m in zip(prepared.shape[2:], self.architecture.multiple, strict=True)]
@@ -175,6 +176,12 @@ class SamExtractor:
         if vectors.dtype is not self.precision:
             vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=1e-6)
         return vectors.contiguous()
+
+
+def _modality(image: Image) -> str:
+    """ "CT" (CBCT included) or "MR", which stands for any other."""
+    looks_like_ct = image.modality is None and float(image.data.min()) < _BELOW_TISSUE
+    return "CT" if image.is_ct or looks_like_ct else "MR"
 
 
 def _out_of_memory(error: Exception) -> bool:
