@@ -46,9 +46,9 @@ def solve_level(
         (1, 3, z, y, x) displacement in voxels, float32.
     """
     shifts = displacements(radius, cost.device)
-    u = smooth(_shift_field(shifts, cheapest_shift(cost)), passes)
+    u = smooth(shift_field(shifts, cheapest_shift(cost)), passes)
     for coupling in couplings:
-        u = smooth(_shift_field(shifts, cheapest_shift(cost, shifts, u, coupling)), passes)
+        u = smooth(shift_field(shifts, cheapest_shift(cost, shifts, u, coupling)), passes)
     return u
 
 
@@ -85,7 +85,8 @@ def cheapest_shift(
     return best.view(cost.shape[2:])
 
 
-def _shift_field(shifts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+def shift_field(shifts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    """Return the displacement (1, 3, z, y, x) of the chosen rows (z, y, x) of the (K, 3) shifts."""
     return shifts.t()[:, indices.flatten()].view(1, 3, *indices.shape)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from SAMRegistrationLib.solvers.table_sampling import channel_table, sample_tabl
 
 CHANNELS_PER_CHUNK = 32
 TABLE_CHANNELS = 8
+PLANES_PER_SLAB = 8
 
 Shape = Sequence[int]
 
@@ -131,8 +133,7 @@ def jacobian_determinant(u: torch.Tensor) -> torch.Tensor:
 
     Volume factors are unitless, so the result holds in mm as well for orthogonal axes.
     """
-    rows = torch.stack([torch.gradient(u[0], dim=axis)[0] for axis in (3, 2, 1)], dim=1)
-    return _determinant(rows)[None, None]
+    return _determinant([torch.gradient(u[0], dim=axis)[0] for axis in (3, 2, 1)])[None, None]
 
 
 def corner_determinant(u: torch.Tensor, corner: Sequence[int], step: Sequence[int] = (1, 1, 1)) -> torch.Tensor:
@@ -149,19 +150,41 @@ def corner_determinant(u: torch.Tensor, corner: Sequence[int], step: Sequence[in
     Returns:
         (z', y', x') of the voxels that have a neighbor on all three chosen sides.
     """
-    center = _shifted(u[0], corner, step, axis=None)
-    rows = [corner[axis] * (_shifted(u[0], corner, step, axis) - center) for axis in range(3)]
-    return _determinant(torch.stack(rows, dim=1))
+    values = _CornerValues.apply(u[0], tuple(corner), tuple(step))
+    return _determinant([corner[axis] * (values[axis + 1] - values[0]) for axis in range(3)])
 
 
-def _shifted(u: torch.Tensor, corner: Sequence[int], step: Sequence[int], axis: int | None) -> torch.Tensor:
-    slices: list[slice] = [slice(None)]
+class _CornerValues(torch.autograd.Function):
+    """A field at voxels and their x, y and z neighbors of a corner, (4, 3, z', y', x').
+
+    One function because the backward pass of four separate slices would fill four full volumes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, u: torch.Tensor, corner: tuple[int, ...], step: tuple[int, ...]) -> torch.Tensor:
+        ctx.shape = u.shape
+        ctx.parts = [_corner_slices(u.shape, corner, step, axis) for axis in (None, 0, 1, 2)]
+        return torch.stack([u[part] for part in ctx.parts])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        result = gradients[0].new_zeros(ctx.shape)
+        for part, gradient in zip(ctx.parts, gradients[0], strict=True):
+            result[part] += gradient
+        return result, None, None
+
+
+def _corner_slices(
+    shape: Shape, corner: tuple[int, ...], step: tuple[int, ...], axis: int | None
+) -> tuple[slice, ...]:
+    slices = [slice(None)]
     for dim, component in ((1, 2), (2, 1), (3, 0)):
+        forward = corner[component] > 0
         offset = corner[component] if component == axis else 0
-        first = (0 if corner[component] > 0 else 1) + offset
-        last = u.shape[dim] - (1 if corner[component] > 0 else 0) + offset
+        first = (0 if forward else 1) + offset
+        last = shape[dim] - (1 if forward else 0) + offset
         slices.append(slice(first, last, step[component]))
-    return u[tuple(slices)]
+    return tuple(slices)
 
 
 def smallest_corner_determinant(u: torch.Tensor) -> torch.Tensor:
@@ -170,17 +193,35 @@ def smallest_corner_determinant(u: torch.Tensor) -> torch.Tensor:
     Border voxels take those corners they have. This is stricter than central differences, which miss
     checkerboard folds.
     """
-    result = torch.full((1, 1, *u.shape[2:]), float("inf"), device=u.device, dtype=u.dtype)
-    for corner in product((1, -1), repeat=3):
-        inner = [slice(0, -1) if sign > 0 else slice(1, None) for sign in (corner[2], corner[1], corner[0])]
-        region = result[0, 0][tuple(inner)]
-        torch.minimum(region, corner_determinant(u, corner), out=region)
-    return result
+    depth = u.shape[2]
+    planes = PLANES_PER_SLAB if u.device.type == "cpu" else depth
+    slabs = []
+    for start in range(0, depth, planes):
+        first, last = max(0, start - 1), min(depth, start + planes + 1)
+        smallest = _smallest_of_corners(u[0, :, first:last])
+        slabs.append(smallest[start - first : start - first + planes])
+    return torch.cat(slabs)[None, None]
 
 
-def _determinant(rows: torch.Tensor) -> torch.Tensor:
-    """Determinant of I + G for rows[c, a] = derivative of component c along axis a, spatial axes last."""
-    xx, xy, xz = rows[0, 0] + 1.0, rows[0, 1], rows[0, 2]
-    yx, yy, yz = rows[1, 0], rows[1, 1] + 1.0, rows[1, 2]
-    zx, zy, zz = rows[2, 0], rows[2, 1], rows[2, 2] + 1.0
+def _smallest_of_corners(u: torch.Tensor) -> torch.Tensor:
+    """Smallest corner determinant of (3, z, y, x); backward differences are the forward ones of a neighbor."""
+    shape = u.shape[1:]
+    steps = {axis: u.diff(dim=axis) for axis in (1, 2, 3)}
+    smallest = u.new_full(shape, float("inf"))
+    for signs in product((1, -1), repeat=3):
+        inner = [slice(0, n - 1) if sign > 0 else slice(1, n) for sign, n in zip(signs, shape, strict=True)]
+        columns = []
+        for axis in (3, 2, 1):
+            region = list(inner)
+            region[axis - 1] = slice(0, shape[axis - 1] - 1)
+            columns.append(steps[axis][:, region[0], region[1], region[2]])
+        part = smallest[inner[0], inner[1], inner[2]]
+        torch.minimum(part, _determinant(columns), out=part)
+    return smallest
+
+
+def _determinant(columns: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Determinant of I + G from the derivatives (3, z, y, x) of the displacement along x, y and z."""
+    (xx, yx, zx), (xy, yy, zy), (xz, yz, zz) = columns
+    xx, yy, zz = xx + 1.0, yy + 1.0, zz + 1.0
     return xx * (yy * zz - yz * zy) - xy * (yx * zz - yz * zx) + xz * (yx * zy - yy * zx)

@@ -1,0 +1,268 @@
+"""The terms of instance optimization. Each maps the current field to a scalar that should become small.
+
+Data terms are means over all voxels of their grid, so that a weight map w changes the pull of single voxels
+relative to the regularization without changing it elsewhere (a box of weight 1 + a is pulled 1 + a times harder,
+the remedy of region-specific optimization for small badly registered regions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from SAMRegistrationLib.solvers.cost_volume import Measure
+from SAMRegistrationLib.solvers.lncc import lncc
+from SAMRegistrationLib.solvers.ops import corner_determinant, identity_positions, upsample, warp
+from SAMRegistrationLib.solvers.table_sampling import channel_table, sample_table
+
+POSITIONS_PER_CHUNK = 1 << 14
+CORNERS = tuple(product((1, -1), repeat=3))
+
+
+@dataclass
+class FieldState:
+    """The displacement at one iteration.
+
+    Attributes:
+        u: total displacement (1, 3, z, y, x) in voxels of the field grid.
+        residual: what the optimization has added to the initial field, the same shape.
+        iteration: number from 0, for terms that look at another part of the voxels each time.
+    """
+
+    u: torch.Tensor
+    residual: torch.Tensor
+    iteration: int = 0
+    _resized: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def u_at(self, shape: Sequence[int]) -> torch.Tensor:
+        """The total displacement on a grid of `shape` over the same box, in its voxels."""
+        key = tuple(shape)
+        if key not in self._resized:
+            self._resized[key] = upsample(self.u, key)
+        return self._resized[key]
+
+
+class Term(Protocol):
+    """A differentiable scalar of the field, with its weight in the sum."""
+
+    weight: float
+
+    def __call__(self, state: FieldState) -> torch.Tensor: ...
+
+
+class FeatureTerm:
+    """Dissimilarity of the fixed features and the moving features at x + u(x).
+
+    One iteration looks at every `lattice`-th voxel along each axis and the next at a shifted lattice, so that all
+    voxels are seen in lattice**3 iterations at the price of one. Moving vectors are interpolated, and for the
+    cosine normalized again. For several groups of channels with separate norms use one term for each.
+
+    Args:
+        fixed: (1, C, z, y, x); its grid may be finer or coarser than that of the field. No gradient.
+        moving: (1, C, z', y', x'), voxels of the same size from the same first voxel.
+        weight: of the term.
+        voxel_weight: (1, 1, z, y, x), not negative, on the grid of `fixed`.
+        lattice: step of the sampled voxels, at least 1.
+        measure: `Measure.COSINE` (1 - cosine) or `Measure.SQUARED` (half the squared distance).
+    """
+
+    def __init__(
+        self,
+        fixed: torch.Tensor,
+        moving: torch.Tensor,
+        weight: float = 1.0,
+        *,
+        voxel_weight: torch.Tensor | None = None,
+        lattice: int = 2,
+        measure: Measure | str = Measure.COSINE,
+    ) -> None:
+        self.weight = weight
+        self.shape = tuple(fixed.shape[2:])
+        self.lattice = lattice
+        self.measure = Measure(measure)
+        if self.measure is Measure.ABSOLUTE:
+            raise ValueError("the absolute difference is not a term of instance optimization")
+        if self.measure is Measure.COSINE:
+            fixed = F.normalize(fixed.float(), dim=1).to(fixed.dtype)
+        self._fixed = channel_table(fixed).view(*self.shape, -1)
+        self._moving = channel_table(moving)
+        self._moving_shape = tuple(moving.shape[2:])
+        self._positions = identity_positions(self.shape, fixed.device)
+        self._voxel_weight = None if voxel_weight is None else voxel_weight[0, 0].float()
+
+    def __call__(self, state: FieldState) -> torch.Tensor:
+        part = lattice_slices(state.iteration, self.lattice)
+        z, y, x = part
+        displaced = self._positions[:, :, z, y, x] + state.u_at(self.shape)[:, :, z, y, x]
+        positions = displaced[0].flatten(1).t()
+        fixed = self._fixed[part].flatten(0, 2)
+        weights = None if self._voxel_weight is None else self._voxel_weight[part].flatten()
+        return _ChunkedMean.apply(positions, self, fixed, weights)
+
+    def dissimilarity(self, fixed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """The measure at (P, 3) moving positions for (P, C) fixed vectors: (P,)."""
+        moving = sample_table(self._moving, self._moving_shape, positions).float()
+        if self.measure is Measure.SQUARED:
+            return 0.5 * (fixed.float() - moving).square().sum(1)
+        return 1.0 - (fixed.float() * moving).sum(1) / moving.norm(dim=1).clamp(min=1e-6)
+
+
+def lattice_slices(iteration: int, step: int) -> tuple[slice, slice, slice]:
+    """Every step-th voxel; consecutive iterations visit all shifts of the lattice, far shifts in turn."""
+    shift = (iteration * (step**3 // 2 + 1)) % step**3 if step % 2 == 0 else iteration % step**3
+    return (
+        slice(shift // step**2, None, step),
+        slice(shift // step % step, None, step),
+        slice(shift % step, None, step),
+    )
+
+
+class _ChunkedMean(torch.autograd.Function):
+    """Mean of a term's dissimilarity over positions; the gradient is found chunk by chunk on the way.
+
+    Only (P, 3) numbers are kept for the backward pass instead of several (P, C) tables.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, positions: torch.Tensor, term: FeatureTerm, fixed: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        count = positions.shape[0]
+        gradient = torch.empty_like(positions)
+        total = positions.new_zeros(())
+        chunk = POSITIONS_PER_CHUNK if positions.device.type == "cpu" else count
+        for start in range(0, count, chunk):
+            part = slice(start, start + chunk)
+            with torch.enable_grad():
+                leaf = positions[part].detach().requires_grad_()
+                cost = term.dissimilarity(fixed[part], leaf)
+                cost = (cost if weights is None else cost * weights[part]).sum() / count
+            gradient[part] = torch.autograd.grad(cost, leaf)[0]
+            total += cost.detach()
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return ctx.saved_tensors[0] * gradients[0], None, None, None
+
+
+@dataclass
+class CorrelationTerm:
+    """1 - local normalized cross-correlation of two intensity volumes (see `lncc`).
+
+    `fixed` and `moving` are (1, 1, z, y, x); their grid may be finer or coarser than that of the field.
+    """
+
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    weight: float = 1.0
+    radius: int = 3
+    voxel_weight: torch.Tensor | None = None
+
+    def __call__(self, state: FieldState) -> torch.Tensor:
+        warped = warp(self.moving, state.u_at(self.fixed.shape[2:]))
+        share = 1.0 if self.voxel_weight is None else self.voxel_weight.mean()
+        return share * (1.0 - lncc(self.fixed, warped, self.radius, self.voxel_weight))
+
+
+@dataclass
+class SquaredDifferenceTerm:
+    """Mean squared difference of two intensity volumes (1, 1, z, y, x); scale them to order one."""
+
+    fixed: torch.Tensor
+    moving: torch.Tensor
+    weight: float = 1.0
+    voxel_weight: torch.Tensor | None = None
+
+    def __call__(self, state: FieldState) -> torch.Tensor:
+        difference = (self.fixed - warp(self.moving, state.u_at(self.fixed.shape[2:]))).square()
+        return (difference if self.voxel_weight is None else difference * self.voxel_weight).mean()
+
+
+@dataclass
+class KeypointTerm:
+    """Pull fixed points to their moving counterparts, softly.
+
+    The loss of a point at distance r mm is the Huber loss in units of `softness`: quadratic below, linear above,
+    so that a wrong pair pulls no harder than a slightly wrong one.
+
+    Attributes:
+        fixed_points: (P, 3) positions (x, y, z) in voxels of the field grid.
+        moving_points: (P, 3) counterparts in voxels of the same size, from the moving grid's first voxel.
+        voxel_size: (x, y, z) mm of these voxels.
+        weight: of the term.
+        point_weights: (P,), not negative.
+        softness: mm.
+    """
+
+    fixed_points: torch.Tensor
+    moving_points: torch.Tensor
+    voxel_size: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    weight: float = 1.0
+    point_weights: torch.Tensor | None = None
+    softness: float = 2.0
+
+    def __call__(self, state: FieldState) -> torch.Tensor:
+        reached = self.fixed_points + sample_field(state.u, self.fixed_points)
+        size = torch.tensor(self.voxel_size, device=reached.device)
+        distance = ((reached - self.moving_points) * size).square().sum(1).add(1e-12).sqrt() / self.softness
+        loss = torch.where(distance < 1.0, 0.5 * distance.square(), distance - 0.5)
+        return (loss if self.point_weights is None else loss * self.point_weights).mean()
+
+
+def sample_field(u: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """Displacement (P, 3) at positions (P, 3) in voxels of u, trilinear, differentiable in u."""
+    sizes = torch.tensor([u.shape[4], u.shape[3], u.shape[2]], device=u.device, dtype=u.dtype)
+    grid = ((2.0 * points.to(u.dtype) + 1.0) / sizes - 1.0).view(1, 1, 1, -1, 3)
+    return F.grid_sample(u, grid, padding_mode="border", align_corners=False)[0, :, 0, 0].t()
+
+
+@dataclass
+class AnchorTerm:
+    """Mean squared change of the field, for keeping an accepted field outside a region.
+
+    `voxel_weight` (1, 1, z, y, x) on the field grid says where: 1 to hold, 0 to let go.
+    """
+
+    voxel_weight: torch.Tensor
+    weight: float = 1.0
+
+    def __call__(self, state: FieldState) -> torch.Tensor:
+        return (state.residual.square().sum(1, keepdim=True) * self.voxel_weight).mean()
+
+
+@dataclass
+class FoldTerm:
+    """Mean of max(0, margin - det)^2 over the corner determinants, one corner and one lattice an iteration."""
+
+    weight: float = 1.0
+    margin: float = 0.2
+    lattice: int = 2
+
+    def __call__(self, state: FieldState) -> torch.Tensor:
+        z, y, x = lattice_slices(state.iteration, self.lattice)
+        u = state.u[:, :, z.start :, y.start :, x.start :]
+        corner = CORNERS[state.iteration % len(CORNERS)]
+        step = tuple(min(self.lattice, size - 1) for size in (u.shape[4], u.shape[3], u.shape[2]))
+        determinant = corner_determinant(u, corner, step)
+        return (self.margin - determinant).clamp(min=0.0).square().mean()
+
+
+def diffusion(u: torch.Tensor, voxels_per_step: Sequence[float] = (1.0, 1.0, 1.0)) -> torch.Tensor:
+    """Mean squared gradient of (1, 3, z, y, x), summed over axes and components, by forward differences.
+
+    Args:
+        u: displacement.
+        voxels_per_step: (x, y, z) distance of neighbors in the unit of the displacement.
+    """
+    total = u.new_zeros(())
+    for axis, distance in zip((4, 3, 2), voxels_per_step, strict=True):
+        if u.shape[axis] > 1:
+            total = total + (u.diff(dim=axis) / distance).square().sum(1).mean()
+    return total
