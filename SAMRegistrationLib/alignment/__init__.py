@@ -1,0 +1,5 @@
+"""Linear alignment without a start: embeddings or intensities, robustly, with a verdict."""
+
+from .align import Alignment, align
+
+__all__ = ["Alignment", "align"]

@@ -1,0 +1,114 @@
+"""The linear alignment of two volumes: by embeddings where there are any, by intensities, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..errors import InputError
+from ..features.base import Features
+from ..image import Image
+from ..transforms import AffineTransform
+from .checks import doubts
+from .feature_alignment import FeatureAlignment, align_features
+from .intensity_alignment import IntensityAligner, IntensityAlignment
+from .refinement import Model
+from .volumes import PreparedImage
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """A linear map between two volumes.
+
+    Args:
+        transform: from fixed to moving world.
+        model: "translation", "rigid", "similarity" or "affine": what the data supported.
+        inliers: matched points that agree with it; None where it was found by intensities.
+        score: how alike the volumes are under it: correlation (two CTs) or shared information (else), weighed by
+            the square root of the common part of the smaller body.
+        method: "features" or "intensities".
+        warnings: sentences about what makes the alignment doubtful.
+    """
+
+    transform: AffineTransform
+    model: str
+    inliers: int | None
+    score: float
+    method: str
+    warnings: list[str]
+
+
+def align(
+    fixed: Image,
+    moving: Image,
+    fixed_features: Features | None = None,
+    moving_features: Features | None = None,
+    model: str = "affine",
+    initial: AffineTransform | None = None,
+    fixed_mask: Tensor | None = None,
+    moving_mask: Tensor | None = None,
+    seed: int = 0,
+) -> Alignment:
+    """Find the linear map under which two volumes show the same anatomy at the same place.
+
+    Needs no start and no common field of view. With embeddings, stable matches are fitted robustly; where too few
+    agree, or without embeddings, the volumes are searched by intensities, and the better map by a measure that
+    knows nothing of features is kept. The result does not depend on how the volumes are stored.
+
+    Args:
+        fixed: any volume.
+        moving: any volume.
+        fixed_features: embeddings of the fixed volume with a coarse (global) map; others are ignored.
+        moving_features: of the moving volume, from the same extractor.
+        model: "affine", "similarity", "rigid" or "translation".
+        initial: where to begin; then only its neighborhood is searched.
+        fixed_mask: (z, y, x) bool on the fixed grid, where to look.
+        moving_mask: (z, y, x) bool on the moving grid.
+        seed: of everything random.
+
+    Raises:
+        InputError: if no plausible alignment is found.
+        ValueError: for an unknown model.
+    """
+    wanted = Model(model)
+    prepared = PreparedImage.of(fixed, fixed_mask), PreparedImage.of(moving, moving_mask)
+    aligner = IntensityAligner(*prepared, seed)
+    by_features = None
+    if fixed_features is not None and moving_features is not None and fixed_features.coarse is not None:
+        bodies = [image.regions.image.with_data(image.regions.body.float()) for image in prepared]
+        by_features = _attempted(
+            lambda: align_features(fixed_features, moving_features, bodies[0], bodies[1], wanted, seed)
+        )
+    if by_features is not None and by_features.reliable:
+        return _from_features(by_features, aligner)
+    if initial is not None:
+        found = aligner.improve([initial], wanted)
+    else:
+        starts = [] if by_features is None else [by_features.fit.transform]
+        found = aligner.align(wanted, starts)
+    if by_features is not None:
+        judged = aligner.judged(by_features.fit.transform)
+        if judged.score > found.score:
+            return _from_features(by_features, aligner)
+    return _from_intensities(found, wanted, aligner)
+
+
+def _attempted(attempt: Callable[[], FeatureAlignment]) -> FeatureAlignment | None:
+    try:
+        return attempt()
+    except InputError:
+        return None
+
+
+def _from_features(found: FeatureAlignment, aligner: IntensityAligner) -> Alignment:
+    fit = found.fit
+    judged = aligner.judged(fit.transform)
+    warnings = doubts(judged, aligner, found)
+    return Alignment(fit.transform, fit.model.value, int(fit.inliers.sum()), judged.score, "features", warnings)
+
+
+def _from_intensities(found: IntensityAlignment, model: Model, aligner: IntensityAligner) -> Alignment:
+    warnings = doubts(found, aligner, None)
+    return Alignment(found.transform, model.value, None, found.score, "intensities", warnings)

@@ -1,0 +1,92 @@
+"""A volume as intensity-based alignment sees it: coarse, isotropic, with what is known marked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..body import Regions, looks_like_ct
+from ..grid import Grid
+from ..image import Image
+from ..sampling import Interpolation
+
+CT_WINDOW = (-500.0, 500.0)
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseVolume:
+    """A volume at an isotropic spacing with its masks.
+
+    Args:
+        values: (z, y, x) intensities between 0 and 1.
+        known: (z, y, x) bool, where the volume has data.
+        body: (z, y, x) bool, the body.
+        near: (z, y, x) bool, the body and the air along the skin, where there is data.
+        grid: axes closest to L, P, S.
+        is_ct: whether the values are a window of Hounsfield units.
+    """
+
+    values: Tensor
+    known: Tensor
+    body: Tensor
+    near: Tensor
+    grid: Grid
+    is_ct: bool
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """An image with its regions at the finest spacing that alignment looks at, ready to be made coarser."""
+
+    scaled: Image
+    regions: Regions
+    is_ct: bool
+
+    @classmethod
+    def of(cls, image: Image, mask: Tensor | None = None) -> PreparedImage:
+        """Prepare an image; a mask (z, y, x) on its grid restricts where it is looked at."""
+        regions = Regions.of(image)
+        if mask is not None:
+            allowed = image.with_data(mask.to(image.data)).canonical()
+            inside = allowed.resampled(regions.image.grid, Interpolation.NEAREST, default=0).data.cpu() > 0.5
+            parts = [part & inside for part in (regions.body, regions.near, regions.known)]
+            regions = Regions(regions.image, *parts)
+        if not bool(regions.body.any()):
+            regions = Regions(regions.image, regions.known, regions.known, regions.known)
+        is_ct = looks_like_ct(image)
+        return cls(_scaled(regions.image, is_ct, regions.body), regions, is_ct)
+
+    def at(self, spacing: float) -> CoarseVolume:
+        """The volume at an isotropic spacing in mm."""
+        grid = self.scaled.grid.resampled(spacing)
+        body, near, known = (
+            self.scaled.with_data(part.float()).resampled(grid, default=0.0).data > 0.5
+            for part in (self.regions.body, self.regions.near, self.regions.known)
+        )
+        values = self.scaled.resampled(grid, default=0.0).data
+        return CoarseVolume(values, known, body, near & known, grid, self.is_ct)
+
+
+def _scaled(image: Image, is_ct: bool, body: Tensor) -> Image:
+    low, high = CT_WINDOW
+    if not is_ct:
+        inside = image.data[body]
+        low, high = float(image.data.min()), float(_percentile(inside, 0.99))
+    return image.with_data(((image.data - low) / max(high - low, 1e-6)).clamp(0, 1))
+
+
+def _percentile(values: Tensor, share: float) -> Tensor:
+    ordered = values.flatten()[:: max(1, values.numel() // 200_000)].sort().values
+    return ordered[round(share * (len(ordered) - 1))]
+
+
+def world_points(volume: CoarseVolume, mask: Tensor, limit: int, seed: int) -> np.ndarray:
+    """World positions (n, 3) of the voxels of a mask; at most `limit`, drawn by the seed."""
+    index = mask.nonzero().cpu()
+    if len(index) > limit:
+        generator = torch.Generator().manual_seed(seed)
+        index = index[torch.randperm(len(index), generator=generator)[:limit].sort().values]
+    return volume.grid.to_world(index.flip(-1).numpy())

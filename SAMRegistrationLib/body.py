@@ -1,0 +1,131 @@
+"""Where a volume shows the body, and where it shows anything at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from .image import Image
+from .sampling import Interpolation
+
+WORKING_SPACING_MM = 4.0
+TISSUE_HU = -500.0
+CT_AIR_LIMIT = -200.0
+"""A volume of unknown modality that reaches below this many units is taken for a CT."""
+
+_OPENING_MM = 6.0
+_SKIN_MM = 16.0
+
+
+def looks_like_ct(image: Image) -> bool:
+    """Whether the volume is a CT, by its modality or, where that is not known, by its range of values."""
+    if image.modality is not None:
+        return image.is_ct
+    return float(image.data.min()) < CT_AIR_LIMIT
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """What a volume shows where, on the CPU and all on one grid of about 4 mm with axes closest to L, P, S.
+
+    Args:
+        image: the volume at that spacing.
+        body: (z, y, x) bool, the body; see `body_mask`.
+        near: (z, y, x) bool, the body and the measured air along the skin of the same axial slice.
+        known: (z, y, x) bool, where the volume was measured; see `data_region`.
+    """
+
+    image: Image
+    body: Tensor
+    near: Tensor
+    known: Tensor
+
+    @classmethod
+    def of(cls, image: Image, spacing: float = WORKING_SPACING_MM) -> Regions:
+        """The regions of a volume, at the given spacing in mm or the volume's own where that is coarser."""
+        stored = image.canonical()
+        grid = stored.grid.resampled([max(spacing, own) for own in stored.grid.spacing])
+        coarse = stored.resampled(grid, default=stored.background).to("cpu")
+        body = _body(coarse)
+        radius = [max(1, round(_SKIN_MM / own)) for own in grid.spacing[:2]]
+        near = _to_bool(sitk.BinaryDilate(_to_sitk(body), [*radius, 0]))
+        fill = float(stored.data.min())
+        measured = stored.with_data((stored.data > fill + 0.5).float()).resampled(grid, Interpolation.NEAREST)
+        return cls(coarse, body, near, (measured.data.cpu() > 0.5) | near)
+
+
+def body_mask(image: Image) -> Tensor:
+    """The body without couch and air around it; cavities such as the lungs belong to it.
+
+    Denser than -500 HU in a CT, above half of Otsu's threshold elsewhere; opened, the largest piece, holes of the
+    axial slices filled. Worked out at 4 mm.
+
+    Args:
+        image: any volume.
+
+    Returns:
+        (z, y, x) bool on the volume's grid; all true where nothing stands out from the background.
+    """
+    regions = Regions.of(image)
+    return _nearest_on(regions.image.with_data(regions.body.float()), image)
+
+
+def data_region(image: Image) -> Tensor:
+    """Where the volume was measured: not its lowest value, or close to the skin in the same axial slice.
+
+    Published volumes are often masked; beyond the mask lies a constant that looks like air but says nothing. The
+    air along the skin is kept, so that the outline of the body counts.
+
+    Returns:
+        (z, y, x) bool on the volume's grid.
+    """
+    regions = Regions.of(image)
+    return _nearest_on(regions.image.with_data(regions.known.float()), image)
+
+
+def _nearest_on(mask: Image, image: Image) -> Tensor:
+    inside = mask.resampled(image.grid, Interpolation.NEAREST, default=0).data > 0.5
+    return inside.to(image.data.device)
+
+
+def _body(coarse: Image) -> Tensor:
+    """The body of a coarse volume as (z, y, x) bool."""
+    values = coarse.data
+    dense = values > (TISSUE_HU if looks_like_ct(coarse) else _otsu(values))
+    if not bool(dense.any()) or bool(dense.all()):
+        return torch.ones_like(coarse.data, dtype=torch.bool)
+    radius = [max(1, round(_OPENING_MM / own)) for own in coarse.grid.spacing]
+    opened = sitk.BinaryMorphologicalOpening(_to_sitk(dense), radius)
+    return _to_bool(_fill_slices(_largest_piece(opened, dense)))
+
+
+def _otsu(values: Tensor) -> float:
+    otsu = sitk.OtsuThresholdImageFilter()
+    otsu.Execute(sitk.GetImageFromArray(values.numpy()))
+    # Fat is bright and muscle dark in most MR: half of Otsu's value keeps the muscle.
+    low = float(values.min())
+    return low + 0.5 * (otsu.GetThreshold() - low)
+
+
+def _largest_piece(opened: sitk.Image, dense: Tensor) -> sitk.Image:
+    largest = sitk.RelabelComponent(sitk.ConnectedComponent(opened)) == 1
+    return largest if np.any(sitk.GetArrayViewFromImage(largest)) else _to_sitk(dense)
+
+
+def _fill_slices(mask: sitk.Image) -> sitk.Image:
+    slices = [sitk.BinaryFillhole(mask[:, :, z]) for z in range(mask.GetDepth())]
+    filled = sitk.JoinSeries(slices)
+    filled.CopyInformation(mask)
+    return filled
+
+
+def _to_sitk(mask: Tensor) -> sitk.Image:
+    return sitk.GetImageFromArray(mask.numpy().astype(np.uint8))
+
+
+def _to_bool(mask: sitk.Image) -> Tensor:
+    return torch.from_numpy(sitk.GetArrayFromImage(mask)) > 0
