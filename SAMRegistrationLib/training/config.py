@@ -72,6 +72,7 @@ class LossConfig:
         temperature: 0.1, not the published 0.5, for the vectors are few and short.
         fine_radius, coarse_radius: negatives lie farther than this from the point.
         organ_queries, organ_targets: places per structure that look for it, and that are to be found.
+        organ_negatives: the most similar wrong places in the other subject's whole view, per looking place.
         organ_weight, atlas_weight: of the two losses between subjects; 0 leaves one out.
         atlas_sigma, atlas_reach: how blurred the correspondence by landmarks is, and how far it goes from them.
     """
@@ -83,10 +84,11 @@ class LossConfig:
     other_negatives: int = 1500
     temperature: float = 0.1
     fine_radius: float = 7.0
-    coarse_radius: float = 24.0
+    coarse_radius: float = 18.0
     organ_queries: int = 20
     organ_targets: int = 128
-    organ_weight: float = 0.5
+    organ_negatives: int = 64
+    organ_weight: float = 2.0
     atlas_sigma: float = 12.0
     atlas_reach: float = 60.0
     atlas_weight: float = 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +35,12 @@ class EmbeddedView:
         self.coarse_rows = functional.normalize(
             coarse.permute(1, 2, 3, 0).reshape(-1, coarse.shape[0]).float(), dim=1
         )
-        visible = torch.nonzero(view.visible.reshape(-1))[:, 0]
-        codes = view.codes.reshape(-1)[visible]
+        self.nodes = torch.nonzero(view.visible.reshape(-1))[:, 0]
+        codes = view.codes.reshape(-1)[self.nodes]
         seen = [code for code in codes.unique().tolist() if code >= FIRST_LABEL]
-        draws = [_draw(visible, config.pool, generator)]
-        draws += [_draw(visible[codes == code], config.organ_targets, generator) for code in seen]
-        samples = self._gather(torch.cat(draws))
+        draws = [_draw(self.nodes, config.pool, generator)]
+        draws += [_draw(self.nodes[codes == code], config.organ_targets, generator) for code in seen]
+        samples = self.at_nodes(torch.cat(draws))
         self.pool = samples.take(slice(0, len(draws[0])))
         starts = range(len(draws[0]), len(samples), config.organ_targets)
         self.organs = {
@@ -47,7 +48,7 @@ class EmbeddedView:
             for code, start in zip(seen, starts, strict=True)
         }
 
-    def _gather(self, nodes: Tensor) -> Samples:
+    def at_nodes(self, nodes: Tensor) -> Samples:
         """Samples at fine voxels given by flat indices (n,)."""
         positions = self.view.mesh.reshape(3, -1)[:, nodes].T
         fine = self.fine_rows.index_select(0, nodes).float()
@@ -65,6 +66,14 @@ class EmbeddedView:
         return functional.normalize(
             _trilinear(self.coarse_rows, self.coarse_shape, (voxels + 0.5) / ratio - 0.5), dim=1
         )
+
+    @functools.cached_property
+    def everywhere(self) -> Tensor:
+        """Joined unit vectors (n, 2C) of all `nodes`, without gradients, for looking through the whole view."""
+        with torch.no_grad():
+            fine = functional.normalize(self.fine_rows.index_select(0, self.nodes).float(), dim=1)
+            coarse = self.coarse_at(unravel(self.nodes, self.shape))
+            return torch.cat([fine, coarse], dim=1) * 0.5**0.5
 
     def is_visible(self, voxels: Tensor) -> Tensor:
         """Whether the fine voxel nearest to each coordinate (n, 3) counts; False outside the view."""

@@ -99,11 +99,28 @@ def contrast_organs(query_view: EmbeddedView, target_view: EmbeddedView, config:
     if not shared:
         return None
     queries = Samples.join([query_view.organs[code].take(slice(config.organ_queries)) for code in shared])
-    targets = Samples.join([target_view.organs[code] for code in shared] + [target_view.pool])
+    wrong = _hardest_wrong_nodes(queries, target_view, config.organ_negatives)
+    targets = Samples.join(
+        [target_view.organs[code] for code in shared] + [target_view.pool, target_view.at_nodes(wrong)]
+    )
     logits = (queries.fine @ targets.fine.T + queries.coarse @ targets.coarse.T) / config.temperature
     same = queries.codes[:, None] == targets.codes[None, :]
     inside = torch.logsumexp(logits.masked_fill(~same, LOWEST), dim=1)
     return (torch.logsumexp(logits, dim=1) - inside).mean()
+
+
+def _hardest_wrong_nodes(queries: Samples, target: EmbeddedView, count: int) -> Tensor:
+    """Nodes of the whole target view that look most like some query without being of its structure.
+
+    Random places hardly ever lie near the border of a structure, where matching decides.
+    """
+    with torch.no_grad():
+        vectors = torch.cat([queries.fine, queries.coarse], dim=1)
+        similarity = vectors @ target.everywhere.T
+        codes = target.view.codes.reshape(-1)[target.nodes]
+        similarity.masked_fill_(queries.codes[:, None] == codes[None, :], LOWEST)
+        chosen = similarity.topk(min(count, similarity.shape[1]), dim=1).indices
+    return target.nodes[chosen.unique()]
 
 
 def contrast_atlas(
