@@ -54,7 +54,18 @@ def trainer_for(volumes: list[CachedVolume], out: Path, **changes: Any) -> Train
 def train_arguments(manifest: Path, out: Path, configuration: dict[str, Any], *more: str) -> list[str]:
     settings = out.parent / "settings.json"
     settings.write_text(json.dumps(configuration))
-    return ["train", "sam", "--data", str(manifest), "--out", str(out), "--config", str(settings), "--quiet", *more]
+    return [
+        "train",
+        "sam",
+        "--data",
+        str(manifest),
+        "--out",
+        str(out),
+        "--config",
+        str(settings),
+        "--quiet",
+        *more,
+    ]
 
 
 def run_command(arguments: list[str]) -> int:
@@ -100,7 +111,9 @@ def stop_before(trainer: Trainer, iteration: int) -> Trainer:
 
 def test_gradient_accumulation_takes_one_step_over_several_batches(volumes, tmp_path):
     """The mean of the gradients of iterations 0 and 1 of a run without accumulation, at the same parameters."""
-    separate = trainer_for(volumes, tmp_path / "separate", loss={**tiny_configuration()["loss"], "other_negatives": 1})
+    separate = trainer_for(
+        volumes, tmp_path / "separate", loss={**tiny_configuration()["loss"], "other_negatives": 1}
+    )
     expected = []
     for part in range(2):
         separate.network.zero_grad()
@@ -108,11 +121,18 @@ def test_gradient_accumulation_takes_one_step_over_several_batches(volumes, tmp_
         separate._accumulate(separate.source.draw(generator), generator)
         expected.append(separate.network.fine_head.weight.grad.clone())
 
-    together = trainer_for(volumes, tmp_path / "together", accumulation=2, iterations=1, gradient_clip=1e9,
-                           loss={**tiny_configuration()["loss"], "other_negatives": 1})
+    together = trainer_for(
+        volumes,
+        tmp_path / "together",
+        accumulation=2,
+        iterations=1,
+        gradient_clip=1e9,
+        loss={**tiny_configuration()["loss"], "other_negatives": 1},
+    )
     together.run()
-    torch.testing.assert_close(together.network.fine_head.weight.grad, (expected[0] + expected[1]) / 2,
-                               rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        together.network.fine_head.weight.grad, (expected[0] + expected[1]) / 2, rtol=1e-4, atol=1e-6
+    )
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
@@ -124,8 +144,13 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_zero():
 
 
 def test_training_lowers_the_loss_on_volumes_it_sees(volumes, tmp_path):
-    losses = trainer_for(volumes, tmp_path / "run", iterations=25, learning_rate=3e-3, photometric={
-        "noise_probability": 0.0, "cut_probability": 0.0, "erosion_probability": 0.0}).run()
+    losses = trainer_for(
+        volumes,
+        tmp_path / "run",
+        iterations=25,
+        learning_rate=3e-3,
+        photometric={"noise_probability": 0.0, "cut_probability": 0.0, "erosion_probability": 0.0},
+    ).run()
     assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.5
 
 
@@ -236,7 +261,9 @@ def test_two_processes_train_together_and_stay_equal(manifest, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     script = "Testing/training_process.py"
-    done = subprocess.run([*launch, script, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*launch, script, *arguments], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     card = json.loads((out / "model_card.json").read_text())
     assert card["processes"] == 2 and card["iterations"] == 3
@@ -263,3 +290,12 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(manifest, tmp_path):
     shorter = tiny_configuration(iterations=reached + 1, checkpoint_minutes=0.0)
     assert run_command(train_arguments(manifest, out, shorter)) == 0
     assert torch.load(out / CHECKPOINT_FILE, weights_only=True)["iteration"] == reached + 1
+
+
+def test_a_new_run_can_start_from_exported_weights(volumes, tmp_path):
+    first = trainer_for(volumes, tmp_path / "first")
+    first.run()
+    second = trainer_for(volumes, tmp_path / "second", seed=5)
+    second.start_from(first.out / WEIGHTS_FILE)
+    for name, value in first.average.state_dict().items():
+        torch.testing.assert_close(second.network.state_dict()[name], value, atol=1e-3, rtol=1e-3)

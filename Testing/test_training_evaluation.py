@@ -1,0 +1,131 @@
+"""The evaluation measures what it says, with features whose matches are known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from torch import Tensor
+
+from SAMRegistrationLib.features.base import FeatureMap, Features
+from SAMRegistrationLib.features.mind import MindExtractor
+from SAMRegistrationLib.grid import Grid
+from SAMRegistrationLib.image import Image
+from SAMRegistrationLib.image_io import read_image
+from SAMRegistrationLib.training.evaluation import (
+    draw_pairs,
+    evaluate_features,
+    format_evaluation,
+    nearest_voxels,
+    self_matching,
+    subject_matching,
+)
+from SAMRegistrationLib.training.evaluation_views import LARGEST_DISPLACEMENT, changed_views
+from SAMRegistrationLib.training.manifest import Volume, read_manifest
+from Testing.training_volumes import write_manifest
+
+
+class WorldExtractor:
+    """Encodes the world position of every voxel, plus a shift, whatever the image shows."""
+
+    name = "world"
+    spacing = None
+
+    def __init__(self, shift_of: dict[float, float] | None = None) -> None:
+        self.shift_of = shift_of or {}
+        self.waves = torch.randn((48, 3), generator=torch.Generator().manual_seed(0)) / 10
+
+    def extract(self, image: Image) -> Features:
+        z, y, x = np.meshgrid(*[np.arange(size) for size in image.grid.shape], indexing="ij")
+        world = image.grid.to_world(np.stack([x, y, z], axis=-1))
+        world = world + self.shift_of.get(float(image.grid.origin[0]), 0.0)
+        phase = torch.from_numpy(world).float() @ self.waves.T
+        vectors = torch.cat([phase.sin(), phase.cos()], dim=-1) / 48**0.5
+        return Features(FeatureMap(vectors.permute(3, 0, 1, 2)[None], image.grid))
+
+    def extract_tensor(self, volume: Tensor) -> tuple[Tensor, None]:
+        raise NotImplementedError
+
+    def feature_grids(self, grid: Grid) -> tuple[Grid, None]:
+        return grid, None
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory: pytest.TempPathFactory) -> list[Volume]:
+    return read_manifest(write_manifest(tmp_path_factory.mktemp("volumes"), 4))
+
+
+def test_perfect_features_find_every_structure_of_the_same_volume(volumes):
+    result = subject_matching(WorldExtractor(), [(volumes[0], volumes[0])])
+    assert result["same_structure"] == 1.0
+    assert result["center_mm"] < 1.5
+    assert set(result["structures"]) == {"test 1", "test 2", "test 3"}
+
+
+def test_matches_that_are_all_shifted_put_the_centers_off_by_the_shift(volumes, tmp_path):
+    moved = sitk.ReadImage(str(volumes[0].path))
+    labels = sitk.ReadImage(str(volumes[0].labels[0].path))
+    for image, name in ((moved, "v0.nii.gz"), (labels, "v0_labels.nii.gz")):
+        image.SetOrigin((100.0, 0.0, 0.0))
+        sitk.WriteImage(image, str(tmp_path / name))
+    manifest = Path(volumes[0].path).parent / "manifest.json"
+    (tmp_path / "manifest.json").write_text(manifest.read_text())
+    other = read_manifest(tmp_path / "manifest.json")[0]
+    # The moved volume's own positions are 100 mm further along x; its vectors say (-108, -8, -8) mm from there.
+    aside = WorldExtractor({100.0: np.array([-108.0, -8.0, -8.0])})
+    result = subject_matching(aside, [(volumes[0], other)])
+    assert result["center_mm"] == pytest.approx(8 * 3**0.5, abs=1.5)
+    assert result["same_structure"] < 0.3
+
+
+def test_a_match_is_refined_between_voxels():
+    grid = Grid((12, 10, 9), (2.0, 2.0, 2.0), (0.0, 0.0, 0.0))
+    target = WorldExtractor().extract(Image(torch.zeros(grid.shape), grid)).fine
+    wanted = np.array([[4.3, 5.8, 3.1], [7.0, 2.4, 6.6]])
+    phase = torch.from_numpy(grid.to_world(wanted)).float() @ WorldExtractor().waves.T
+    queries = torch.cat([phase.sin(), phase.cos()], dim=-1) / 48**0.5
+    np.testing.assert_allclose(nearest_voxels(queries, target).numpy(), wanted, atol=0.15)
+
+
+def test_changed_views_stay_within_the_stated_deformation(volumes):
+    first, second = changed_views(read_image(volumes[0].path, "CT"), seed=3)
+    grid = first.image.grid
+    voxels = np.stack(np.meshgrid(*[np.arange(0, size, 3) for size in grid.size], indexing="ij"), axis=-1)
+    voxels = voxels.reshape(-1, 3).astype(float)
+    np.testing.assert_allclose(first.source_of(voxels), voxels * 2.0, atol=1e-3)
+    found = second.source_of(voxels)
+    design = np.concatenate([voxels, np.ones((len(voxels), 1))], axis=1)
+    affine, *_ = np.linalg.lstsq(design, found, rcond=None)
+    elastic = np.linalg.norm(found - design @ affine, axis=1)
+    assert 1.0 < elastic.max() <= LARGEST_DISPLACEMENT
+    assert 0.6 < np.linalg.det(affine[:3]) ** (1 / 3) / 2.0 < 1.45
+
+
+def test_self_matching_by_position_in_the_first_view_measures_the_deformation(volumes):
+    """Features that know only the voxel's place match every point to the same place, which is wrong by the
+    deformation; features of the grey values alone cannot be better than half a voxel."""
+    blind = self_matching(WorldExtractor(), volumes[:1], seed=3)
+    first, second = changed_views(read_image(volumes[0].path, "CT"), seed=3)
+    z, y, x = torch.nonzero(first.body).unbind(1)
+    true = (second.positions - first.positions)[:, z, y, x].norm(dim=0)
+    assert blind["points"] > 100
+    assert blind["median_mm"] == pytest.approx(float(true.median()), rel=0.3)
+
+
+def test_pairs_are_of_different_subjects_and_use_each_about_as_often(volumes):
+    pairs = draw_pairs(volumes, 8, seed=0)
+    assert len(pairs) == 8 and len(set(pairs)) == 8
+    assert all(fixed.subject != moving.subject for fixed, moving in pairs)
+    assert {sum(fixed is volume for fixed, _ in pairs) for volume in volumes} == {2}
+    assert draw_pairs(volumes, 8, seed=0) == pairs
+
+
+def test_the_whole_evaluation_runs_with_mind_and_can_be_printed(volumes):
+    result = evaluate_features(MindExtractor(), volumes[:2], 1, 1, seed=0)
+    assert json.loads(json.dumps(result)) == result
+    text = format_evaluation(result)
+    assert "features mind" in text and "1 pairs" in text
