@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .device import resolve_device
-from .errors import NotEnoughMemoryError, RegistrationWarning
+from .errors import InputError, NotEnoughMemoryError, RegistrationWarning
 from .features.base import FeatureExtractor
 from .features.registry import get_extractor
 from .field import DisplacementField, displacement_on
@@ -123,7 +123,7 @@ def register(
         masks = as_mask(fixed_mask, volumes[0]), as_mask(moving_mask, volumes[1])
         start = as_transform(initial)
         notes: list[str] = []
-        extractor = _noting(notes, lambda: _extractor(chosen, model, target, strict))
+        extractor = _noting(notes, lambda: _extractor(chosen, model, target, strict, volumes))
         problem = _prepare(chosen, extractor, volumes, masks, target, seed)
         problem.warnings.extend(notes)
     try:
@@ -151,8 +151,19 @@ def register(
     return replace(result, report=report)
 
 
-def _extractor(preset: Preset, model: str | None, device: torch.device, strict: bool) -> FeatureExtractor:
-    return get_extractor(model or preset.features, device, strict=strict or preset.fallback is None)
+def _extractor(
+    preset: Preset, model: str | None, device: torch.device, strict: bool, volumes: tuple[Image, Image]
+) -> FeatureExtractor:
+    """The features asked for, or the preset's fallback where weights are missing or made for other modalities."""
+    strict = strict or preset.fallback is None
+    extractor = get_extractor(model or preset.features, device, strict=strict)
+    if all(extractor.suits(volume) for volume in volumes):
+        return extractor
+    sentence = f"{extractor.name} features were not made for volumes of this modality"
+    if strict or preset.fallback is None:
+        raise InputError(f"{sentence}; choose other features or allow the fallback")
+    warnings.warn(f"{sentence}; {preset.fallback} features are used instead", RegistrationWarning, stacklevel=2)
+    return get_extractor(preset.fallback, device)
 
 
 def _noting(notes: list[str], work: Callable[[], Any]) -> Any:

@@ -111,6 +111,14 @@ class FeatureExtractor(Protocol):
         """
         ...
 
+    def suits(self, image: Image) -> bool:
+        """Whether the features were made for volumes of this modality."""
+        ...
+
+    def feature_grids(self, grid: Grid) -> tuple[Grid, Grid | None]:
+        """Where the maps of `extract_tensor` lie for a volume on `grid`."""
+        ...
+
 
 def divided(grid: Grid, stride: tuple[int, int, int]) -> Grid:
     """The grid of cells of `stride` (z, y, x) voxels, each at the middle of its voxels.

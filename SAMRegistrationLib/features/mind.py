@@ -103,6 +103,10 @@ class MindExtractor:
         fine, _ = self.extract_tensor(resampled.tensor())
         return Features(FeatureMap(fine, self.feature_grids(resampled.grid)[0]), None)
 
+    def suits(self, image: Image) -> bool:
+        """MIND compares volumes of any modality."""
+        return bool(image.data.numel())
+
     def feature_grids(self, grid: Grid) -> tuple[Grid, None]:
         """Where the map of `extract_tensor` lies for a volume on `grid`; there is no coarse one."""
         return divided(grid, (self.stride,) * 3), None

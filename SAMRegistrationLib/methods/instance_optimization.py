@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..features.base import FeatureExtractor
 from ..features.mind import MindExtractor
 from ..solvers.folding import remove_folds
 from ..solvers.instance_optimization import OptimizationConfig, optimize
 from ..solvers.terms import CorrelationTerm, FeatureTerm, Term
-from .problem import Problem, resized_displacement
+from .problem import Problem, at_shape, resized_displacement
 
 
 def instance_optimization(
@@ -49,7 +48,7 @@ def instance_optimization(
     ]
     shape = getattr(terms[0], "shape", None) or tuple(n // 2 for n in problem.grid.shape)
     if correlation_weight > 0:
-        fixed, moving = (functional.adaptive_avg_pool3d(volume, shape) for volume in volumes)
+        fixed, moving = (at_shape(volume, shape) for volume in volumes)
         terms.append(CorrelationTerm(fixed, moving, weight=correlation_weight))
     config = OptimizationConfig(**settings)
     found = problem.displacement
@@ -74,5 +73,5 @@ def _feature_term(
         fixed, moving = (extractor.extract_tensor(volume)[0] for volume in volumes)
         voxel_weight = None
         if mask is not None:
-            voxel_weight = functional.adaptive_avg_pool3d(mask[None, None].float(), tuple(fixed.shape[2:]))
+            voxel_weight = at_shape(mask[None, None].float(), tuple(fixed.shape[2:]))
     return FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=lattice)

@@ -5,32 +5,48 @@ After the description of VoxelOpt (MICCAI 2025, arXiv 2506.19975), on whatever f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from ..solvers.coupled_convex import COUPLINGS
 from ..solvers.message_passing import MessagePassingConfig, halved_levels, solve_message_passing
 from ..solvers.ops import warp
 from .problem import Problem
 
 
-def message_passing(problem: Problem, *, levels: int = 5, radius: int = 1) -> Tensor:
+def message_passing(
+    problem: Problem, *, radii: Sequence[int] = (1, 1, 1, 1, 1), coupling_scale: float = 1.0
+) -> Tensor:
     """The displacement after all levels; features are extracted once and warped from level to level.
 
     Args:
         problem: the pair; a displacement that it already has is where the search starts.
-        levels: number of resolutions, each half of the next; the finest is that of the features.
-        radius: search radius in voxels of each level.
+        radii: search radius at each level in its voxels, coarsest first; each level has twice the resolution of
+            the one before, and the last is that of the features.
+        coupling_scale: factor of the couplings; cosine distances of embeddings vary less than the published
+            costs, and want weaker ones.
 
     Returns:
         (1, 3, z, y, x) in voxels of the finest features.
     """
     with torch.inference_mode():
-        fixed, moving = (problem.features_of(volume).joined().data for volume in problem.volumes())
-        fixed_levels, moving_levels = halved_levels(fixed, levels), halved_levels(moving, levels)
-        return solve_message_passing(
-            fixed_levels,
-            lambda level, u: torch.nn.functional.normalize(warp(moving_levels[level], u), dim=1),
-            MessagePassingConfig(radius=radius),
-            initial=problem.displacement,
-            progress=problem.progress,
-        ).clone()
+        fixed, moving = (
+            halved_levels(problem.features_of(volume).joined().data, len(radii)) for volume in problem.volumes()
+        )
+        # Thin volumes have fewer levels.
+        radii = radii[-len(fixed) :]
+        u = problem.displacement
+        for level, radius in enumerate(radii):
+            couplings = tuple(coupling * coupling_scale for coupling in COUPLINGS)
+            u = solve_message_passing(
+                fixed[level : level + 1],
+                lambda _, u, level=level: functional.normalize(warp(moving[level], u), dim=1),  # type: ignore[misc]
+                MessagePassingConfig(radius=radius, couplings=couplings),
+                initial=u,
+            )
+            problem.progress((level + 1) / len(radii))
+    assert u is not None
+    return u.clone()

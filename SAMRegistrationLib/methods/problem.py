@@ -134,3 +134,10 @@ def resized_displacement(u: Tensor, shape: tuple[int, ...]) -> Tensor:
     ratios = [new / old for new, old in zip(shape[::-1], u.shape[:1:-1], strict=True)]
     scale = torch.tensor(ratios, device=u.device, dtype=u.dtype).view(1, 3, 1, 1, 1)
     return functional.interpolate(u, size=tuple(shape), mode="trilinear", align_corners=False) * scale
+
+
+def at_shape(volume: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A volume (1, C, z, y, x) averaged or interpolated to another shape of the same box."""
+    if tuple(volume.shape[2:]) == tuple(shape):
+        return volume
+    return functional.interpolate(volume, size=tuple(shape), mode="area")
