@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SAMRegistrationLib.training.config import LossConfig, ViewConfig
-from SAMRegistrationLib.training.embedding_samples import EmbeddedView
+from SAMRegistrationLib.training.embedding_samples import EmbeddedView, Samples
 from SAMRegistrationLib.training.losses import contrast_atlas, contrast_organs, contrast_views, fit_affine
 from SAMRegistrationLib.training.negative_bank import NegativeBank
 from SAMRegistrationLib.training.views import Source, View, cut_view, draw_placements, locate
@@ -23,6 +23,7 @@ CONFIG = LossConfig(
     organ_queries=6,
     organ_targets=10,
     organ_negatives=4,
+    mined_negatives=3,
     temperature=0.2,
 )
 
@@ -72,8 +73,12 @@ def reference(query: EmbeddedView, target: EmbeddedView, both: tuple[EmbeddedVie
     """Loops over queries and negatives, in the order in which the places were drawn."""
     voxels, found = locate(target.view, query.pool.positions)
     picks = torch.nonzero(found & target.is_visible(voxels))[: CONFIG.queries, 0].tolist()
+    mined = target.at_nodes(hardest_far_nodes(query.pool.take(picks), target))
     pools = {
-        name: torch.cat([getattr(view.pool, name) for view in both]).detach().double().numpy()
+        name: torch.cat([getattr(samples, name) for samples in (both[0].pool, both[1].pool, mined)])
+        .detach()
+        .double()
+        .numpy()
         for name in ("positions", "fine", "coarse")
     }
     positives = {
@@ -98,6 +103,19 @@ def reference(query: EmbeddedView, target: EmbeddedView, both: tuple[EmbeddedVie
             logits = np.array([vectors[name] @ positives[name][pick], *negatives]) / CONFIG.temperature
             losses[name].append(np.log(np.exp(logits).sum()) - logits[0])
     return np.mean(losses["fine"]), np.mean(losses["coarse"])
+
+
+def hardest_far_nodes(queries: Samples, target: EmbeddedView) -> torch.Tensor:
+    """By sorting all visible places of the target for every query."""
+    everywhere = target.at_nodes(target.nodes)
+    chosen: set[int] = set()
+    for index in range(len(queries)):
+        similarity = everywhere.fine @ queries.fine[index] + everywhere.coarse @ queries.coarse[index]
+        distance = (everywhere.positions - queries.positions[index]).norm(dim=1)
+        order = similarity.detach().argsort(descending=True).tolist()
+        far = [place for place in order if distance[place] > CONFIG.fine_radius][: CONFIG.mined_negatives]
+        chosen |= {int(target.nodes[place]) for place in far}
+    return torch.tensor(sorted(chosen))
 
 
 def test_vectors_that_encode_the_position_are_rewarded():

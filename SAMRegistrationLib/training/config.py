@@ -67,6 +67,7 @@ class LossConfig:
     Args:
         queries: points per direction of a pair of views (published: 100).
         pool: places drawn per view, of which negatives are taken.
+        mined_negatives: per point, the most similar wrong places of the other view's whole extent, for the pool.
         hard_negatives, random_negatives, other_negatives: per point, the most similar places of both views, any
             places of both views, and (coarse only) places of other body regions.
         temperature: 0.1, not the published 0.5, for the vectors are few and short.
@@ -81,9 +82,10 @@ class LossConfig:
     pool: int = 3072
     hard_negatives: int = 200
     random_negatives: int = 1500
+    mined_negatives: int = 32
     other_negatives: int = 1500
     temperature: float = 0.1
-    fine_radius: float = 7.0
+    fine_radius: float = 5.0
     coarse_radius: float = 18.0
     organ_queries: int = 20
     organ_targets: int = 128

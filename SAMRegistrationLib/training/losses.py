@@ -29,8 +29,9 @@ def contrast_views(
     """Fine and coarse InfoNCE between two views of one volume, queries in both of them.
 
     The positive is the interpolated vector at the exact corresponding place. Negatives are places of both views
-    farther away than a radius; those most similar in fine plus coarse are kept. The coarse loss also gets places
-    of other volumes. Returns None where the views have (almost) nothing in common.
+    farther away than a radius, some of them looked for in the whole other view; those most similar in fine plus
+    coarse are kept. The coarse loss also gets places of other volumes. Returns None where the views have (almost)
+    nothing in common.
     """
     pools = first.pool, second.pool
     if min(len(pool) for pool in pools) == 0:
@@ -57,6 +58,8 @@ def _directed(
     others: Tensor | None,
     config: LossConfig,
 ) -> tuple[Tensor, Tensor]:
+    mined = target.at_nodes(_hardest_far_nodes(queries, target, config.fine_radius, config.mined_negatives))
+    pool = Samples.join([pool, mined])
     distance = torch.cdist(queries.positions, pool.positions)
     fine = queries.fine @ pool.fine.T
     coarse = queries.coarse @ pool.coarse.T
@@ -72,6 +75,14 @@ def _directed(
         _first_of(torch.cat([fine_positive, fine_negatives], dim=1) / temperature),
         _first_of(torch.cat([coarse_positive, coarse_negatives], dim=1) / temperature),
     )
+
+
+def _hardest_far_nodes(queries: Samples, target: EmbeddedView, radius: float, count: int) -> Tensor:
+    """Nodes of the whole target view that look most like some query although they are farther than `radius`."""
+    with torch.no_grad():
+        positions = target.view.mesh.reshape(3, -1)[:, target.nodes].T
+        too_near = torch.cdist(queries.positions, positions) <= radius
+        return _most_similar_nodes(queries, target, too_near, count)
 
 
 def _negatives(similarity: Tensor, ranking: Tensor, too_near: Tensor, config: LossConfig) -> Tensor:
@@ -115,11 +126,16 @@ def _hardest_wrong_nodes(queries: Samples, target: EmbeddedView, count: int) -> 
     Random places hardly ever lie near the border of a structure, where matching decides.
     """
     with torch.no_grad():
-        vectors = torch.cat([queries.fine, queries.coarse], dim=1)
-        similarity = vectors @ target.everywhere.T
         codes = target.view.codes.reshape(-1)[target.nodes]
-        similarity.masked_fill_(queries.codes[:, None] == codes[None, :], LOWEST)
-        chosen = similarity.topk(min(count, similarity.shape[1]), dim=1).indices
+        return _most_similar_nodes(queries, target, queries.codes[:, None] == codes[None, :], count)
+
+
+def _most_similar_nodes(queries: Samples, target: EmbeddedView, excluded: Tensor, count: int) -> Tensor:
+    """The nodes of the target view that are among the `count` most similar ones of a query; `excluded` (queries,
+    nodes) says which must not be."""
+    vectors = torch.cat([queries.fine, queries.coarse], dim=1)
+    similarity = (vectors @ target.everywhere.T).masked_fill_(excluded, LOWEST)
+    chosen = similarity.topk(min(count, similarity.shape[1]), dim=1).indices
     return target.nodes[chosen.unique()]
 
 
