@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import tempfile
 import time
 from dataclasses import dataclass
@@ -124,12 +125,23 @@ def run_method(
         "device": device,
         "device_memory_mib": device_peak_memory(device) if device.startswith("cuda") else None,
         "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",
+        "revision": _revision(),
         "settings": outcome.settings,
         "warnings": list(outcome.warnings),
     }
     if isinstance(outcome.transform, AffineTransform):
         report["matrix"] = outcome.transform.matrix.tolist()
     return report, displacement_on(outcome.transform, read_image(pair.fixed).grid)
+
+
+def _revision() -> str | None:
+    """The commit of this repository that was measured, or None outside a checkout."""
+    folder = Path(__file__).parent
+    command = ["git", "describe", "--always", "--dirty"]
+    try:
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 if __name__ == "__main__":
