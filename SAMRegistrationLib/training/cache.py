@@ -9,12 +9,18 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
-from ..errors import InputError
+from ..errors import InputError, RegistrationError
+from ..grid import Grid
+from ..image import Image
+from ..image_io import read_image, read_labels
+from ..sampling import Interpolation
 from .manifest import UNSPECIFIC_LABELS, USABLE_MODALITIES, Volume
 
 AIR = -1024
-OUTSIDE, BODY, FIRST_LABEL = 0, 1, 2
+HIGHEST = 3071
+OUTSIDE, BODY, FIRST_LABEL, LAST_LABEL = 0, 1, 2, 255
 """Codes of the cached label map: outside the body, body without a label, and from 2 on the structures."""
 
 LARGEST_SKIPPED_SHARE = 0.1
@@ -58,8 +64,9 @@ class VolumeCache:
 def build_cache(volumes: list[Volume], folder: Path, spacing: float, *, progress: bool = False) -> VolumeCache:
     """Prepare every volume that is not in the cache folder yet.
 
-    Raises `InputError` when more than a tenth of the volumes cannot be used (missing, not CT, unreadable), naming
-    them.
+    Raises:
+        InputError: if more than a tenth of the volumes cannot be used (missing, not CT, unreadable), naming them.
+        RegistrationError: if the cache cannot be written, or the labels name too many structures.
     """
     folder.mkdir(parents=True, exist_ok=True)
     structures = _read_structures(folder)
@@ -68,8 +75,8 @@ def build_cache(volumes: list[Volume], folder: Path, spacing: float, *, progress
     for volume in volumes:
         try:
             prepared.append(_prepare_once(volume, folder, spacing, structures))
-        except (InputError, RuntimeError, OSError) as error:
-            skipped[volume.name] = _first_sentence(error)
+        except InputError as error:
+            skipped[volume.name] = str(error)
         if progress and len(prepared) % 20 == 0:
             print(f"prepared {len(prepared)} of {len(volumes)} volumes", flush=True)
     _refuse_if_too_few(volumes, skipped)
@@ -92,36 +99,45 @@ def _prepare_once(volume: Volume, folder: Path, spacing: float, structures: dict
 def _prepare(volume: Volume, folder: Path, spacing: float, structures: dict[str, int]) -> CachedVolume:
     if volume.modality not in USABLE_MODALITIES:
         raise InputError(f"{volume.name} is {volume.modality}, not CT")
-    image = _read(volume.path)
-    reference = _isotropic_reference(image, spacing)
-    hu = sitk.Resample(sitk.Cast(image, sitk.sitkFloat32), reference, sitk.Transform(), sitk.sitkLinear, AIR)
-    array = sitk.GetArrayFromImage(hu).round().clip(AIR, 3071).astype(np.int16)
-    if array.min() == array.max():
-        raise InputError(f"{volume.name} is constant")
+    stored = read_image(volume.path, "CT")
+    canonical = stored.canonical()
+    grid = canonical.grid.resampled(spacing)
+    image = canonical.resampled(grid)
+    array = image.data.round().clamp(AIR, HIGHEST).to(torch.int16).numpy()
     codes = _body_mask(array).astype(np.uint8)
-    landmarks = _add_labels(volume, reference, codes, structures, spacing)
-    np.save(folder / f"{volume.name}.npy", array)
-    np.save(folder / f"{volume.name}_labels.npy", codes)
+    landmarks = _add_labels(volume, stored, grid, codes, structures)
+    try:
+        np.save(folder / f"{volume.name}.npy", array)
+        np.save(folder / f"{volume.name}_labels.npy", codes)
+    except OSError as error:
+        raise RegistrationError(f"{volume.name} cannot be written into the cache {folder}: {error}") from error
     return CachedVolume(volume.name, volume.region, volume.subject, str(folder), spacing, landmarks)
 
 
 def _add_labels(
-    volume: Volume, reference: sitk.Image, codes: np.ndarray, structures: dict[str, int], spacing: float
+    volume: Volume, stored: Image, grid: Grid, codes: np.ndarray, structures: dict[str, int]
 ) -> dict[str, list[list[float]]]:
     landmarks: dict[str, list[list[float]]] = {}
     for label_file in volume.labels:
         if label_file.scheme.startswith(IGNORED_SCHEME_PREFIX):
             continue
-        image = sitk.Resample(_read(label_file.path), reference, sitk.Transform(), sitk.sitkNearestNeighbor, 0)
-        array = sitk.GetArrayFromImage(image)
+        labels = read_labels(label_file.path, stored).canonical().resampled(grid, Interpolation.NEAREST, default=0)
+        array = labels.data.numpy()
         for value in np.unique(array[array > 0]).tolist():
             if value in UNSPECIFIC_LABELS.get(label_file.scheme, ()):
                 continue
             name = f"{label_file.scheme}:{int(value)}"
             inside = array == value
-            codes[inside] = structures.setdefault(name, FIRST_LABEL + len(structures))
-            landmarks[name] = _landmarks(inside, spacing)
+            codes[inside] = _code_of(name, structures)
+            landmarks[name] = _landmarks(inside, grid.spacing[0])
     return landmarks
+
+
+def _code_of(name: str, structures: dict[str, int]) -> int:
+    code = structures.setdefault(name, FIRST_LABEL + len(structures))
+    if code > LAST_LABEL:
+        raise RegistrationError(f"the manifest's labels name more than {LAST_LABEL - FIRST_LABEL + 1} structures")
+    return code
 
 
 def _landmarks(inside: np.ndarray, spacing: float) -> list[list[float]]:
@@ -148,27 +164,6 @@ def _body_mask(hu: np.ndarray) -> np.ndarray:
     return sitk.GetArrayFromImage(parts) > 0
 
 
-def _read(path: Path) -> sitk.Image:
-    if not path.exists():
-        raise InputError(f"{path.name} is missing")
-    image = sitk.ReadImage(str(path))
-    if image.GetDimension() != 3:
-        raise InputError(f"{path.name} is not a 3D volume")
-    return sitk.DICOMOrient(image, "LPS")
-
-
-def _isotropic_reference(image: sitk.Image, spacing: float) -> sitk.Image:
-    extent = [size * old for size, old in zip(image.GetSize(), image.GetSpacing(), strict=True)]
-    size = [max(1, round(length / spacing)) for length in extent]
-    reference = sitk.Image(size, sitk.sitkUInt8)
-    reference.SetSpacing([spacing] * 3)
-    reference.SetDirection(image.GetDirection())
-    corner = image.TransformContinuousIndexToPhysicalPoint([-0.5] * 3)
-    direction = np.array(image.GetDirection()).reshape(3, 3)
-    reference.SetOrigin((np.array(corner) + direction @ np.full(3, spacing / 2)).tolist())
-    return reference
-
-
 def _refuse_if_too_few(volumes: list[Volume], skipped: dict[str, str]) -> None:
     if len(skipped) > LARGEST_SKIPPED_SHARE * len(volumes):
         names = "; ".join(f"{name} ({reason})" for name, reason in skipped.items())
@@ -184,7 +179,3 @@ def _write_json(path: Path, content: Any) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content))
     temporary.replace(path)
-
-
-def _first_sentence(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
