@@ -10,6 +10,7 @@ made finer by a parabola through its neighbors.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,6 @@ from .manifest import UNSPECIFIC_LABELS, Volume
 
 POINTS_PER_VOLUME = 400
 POINTS_PER_STRUCTURE = 150
-FEWEST_POINTS = 5
 CLOSE_MM = 5.0
 QUERIES_AT_ONCE = 64
 
@@ -72,8 +72,11 @@ def self_matching(extractor: FeatureExtractor, volumes: list[Volume], seed: int)
 def subject_matching(extractor: FeatureExtractor, pairs: list[tuple[Volume, Volume]]) -> dict[str, Any]:
     """Same-structure share and center distance per structure, averaged over pairs, and over structures."""
     found: dict[str, list[tuple[float, float]]] = {}
+    known: dict[str, _Subject] = {}
     for fixed, moving in pairs:
-        for name, values in _pair_results(extractor, fixed, moving).items():
+        # Pairs follow each other like the links of a chain, so that every subject is embedded once.
+        known = {volume.name: known.get(volume.name) or _embed(extractor, volume) for volume in (fixed, moving)}
+        for name, values in _pair_results(known[fixed.name], known[moving.name]).items():
             found.setdefault(name, []).append(values)
     structures = {
         name: {
@@ -142,26 +145,31 @@ def _corresponding(first: Tensor, second: Tensor, body: Tensor, seed: int) -> tu
     return torch.stack([x, y, z], dim=1)[chosen].numpy(), sources[chosen].numpy()
 
 
-def _pair_results(extractor: FeatureExtractor, fixed: Volume, moving: Volume) -> dict[str, tuple[float, float]]:
-    images = [read_image(volume.path, "CT") for volume in (fixed, moving)]
-    query_map, target_map = (extractor.extract(image).joined() for image in images)
+@dataclass(frozen=True, eq=False)
+class _Subject:
+    """A subject's joined features and label maps by scheme."""
+
+    features: FeatureMap
+    labels: dict[str, Image]
+
+
+def _embed(extractor: FeatureExtractor, volume: Volume) -> _Subject:
+    image = read_image(volume.path, "CT")
+    labels = {label.scheme: read_labels(label.path, image) for label in volume.labels}
+    return _Subject(extractor.extract(image).joined(), labels)
+
+
+def _pair_results(fixed: _Subject, moving: _Subject) -> dict[str, tuple[float, float]]:
     results = {}
-    for scheme, query_labels, target_labels in _shared_labels(fixed, moving, images):
-        for value in np.intersect1d(query_labels.data.unique().numpy(), target_labels.data.unique().numpy()):
-            if value == 0 or int(value) in UNSPECIFIC_LABELS.get(scheme, ()):
-                continue
-            name = f"{scheme} {int(value)}"
-            results[name] = _structure_result(query_map, target_map, query_labels, target_labels, float(value))
+    for scheme in fixed.labels.keys() & moving.labels.keys():
+        query_labels, target_labels = fixed.labels[scheme], moving.labels[scheme]
+        shared = np.intersect1d(query_labels.data.unique().numpy(), target_labels.data.unique().numpy())
+        for value in shared[shared > 0]:
+            if int(value) not in UNSPECIFIC_LABELS.get(scheme, ()):
+                results[f"{scheme} {int(value)}"] = _structure_result(
+                    fixed.features, moving.features, query_labels, target_labels, float(value)
+                )
     return results
-
-
-def _shared_labels(fixed: Volume, moving: Volume, images: list[Image]) -> list[tuple[str, Image, Image]]:
-    targets = {label.scheme: label.path for label in moving.labels}
-    return [
-        (label.scheme, read_labels(label.path, images[0]), read_labels(targets[label.scheme], images[1]))
-        for label in fixed.labels
-        if label.scheme in targets
-    ]
 
 
 def _structure_result(
