@@ -72,11 +72,11 @@ def self_matching(extractor: FeatureExtractor, volumes: list[Volume], seed: int)
 def subject_matching(extractor: FeatureExtractor, pairs: list[tuple[Volume, Volume]]) -> dict[str, Any]:
     """Same-structure share and center distance per structure, averaged over pairs, and over structures."""
     found: dict[str, list[tuple[float, float]]] = {}
-    known: dict[str, _Subject] = {}
+    known: dict[Volume, _Subject] = {}
     for fixed, moving in pairs:
         # Pairs follow each other like the links of a chain, so that every subject is embedded once.
-        known = {volume.name: known.get(volume.name) or _embed(extractor, volume) for volume in (fixed, moving)}
-        for name, values in _pair_results(known[fixed.name], known[moving.name]).items():
+        known = {volume: known.get(volume) or _embed(extractor, volume) for volume in (fixed, moving)}
+        for name, values in _pair_results(known[fixed], known[moving]).items():
             found.setdefault(name, []).append(values)
     structures = {
         name: {
