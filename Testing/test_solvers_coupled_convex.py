@@ -12,10 +12,12 @@ from solver_cases import KnownDeformation, noise, pyramid, real_ct, simple_featu
 from SAMRegistrationLib.solvers.cost_volume import cost_volume, displacements
 from SAMRegistrationLib.solvers.coupled_convex import (
     COUPLINGS,
+    TIE_BREAK,
     cheapest_shift,
     solve_level,
     solve_pyramid,
     warped_features,
+    warped_masks,
 )
 from SAMRegistrationLib.solvers.ops import smallest_corner_determinant, warp
 
@@ -30,8 +32,8 @@ def reference_solution(cost: np.ndarray, shifts: np.ndarray, couplings: tuple[fl
             field = np.stack([ndimage.uniform_filter(component, 3, mode="nearest") for component in field])
         return field
 
-    u = smoothed(np.moveaxis(shifts[cost.argmin(0)], -1, 0))
-    for coupling in couplings:
+    u = np.zeros((3, *cost.shape[1:]))
+    for coupling in (TIE_BREAK, *couplings):
         distance = ((shifts[:, :, None, None, None] - u[None]) ** 2).sum(1)
         u = smoothed(np.moveaxis(shifts[(cost + coupling * distance).argmin(0)], -1, 0))
     return u
@@ -63,6 +65,11 @@ def test_the_strongest_coupling_follows_the_field() -> None:
     shifts = displacements(1)
     best = shifts[cheapest_shift(cost, shifts, u, coupling=100.0)]
     assert torch.equal(best.permute(3, 0, 1, 2)[None], u)
+
+
+def test_voxels_without_any_preference_stay() -> None:
+    cost = torch.full((1, 27, 4, 5, 6), 0.3)
+    assert solve_level(cost, 1).abs().max() < 1e-6
 
 
 def test_a_translation_is_recovered_exactly_away_from_the_border() -> None:
@@ -118,6 +125,32 @@ def test_an_initial_field_on_a_coarser_grid_is_the_start() -> None:
     u = solve_pyramid([torch.roll(features[0], -8, dims=4)], moving_at, radii=(1,), initial=initial)
     torch.testing.assert_close(seen[0][:, 0], torch.full((1, 32, 32, 32), 8.0))
     assert (u[0, 0, 8:-8, 8:-8, 6:18] - 8.0).abs().max() < 0.1
+
+
+def test_masked_fixed_voxels_do_not_mislead_their_neighbors() -> None:
+    case = textured(32)
+    fixed_volume, mask = case.fixed.clone(), torch.ones_like(case.fixed)
+    fixed_volume[..., 20:] = case.moving.roll((8, 3), dims=(2, 4))[..., 20:]
+    mask[..., 18:] = 0.0
+    fixed = [simple_features(level) for level in pyramid(fixed_volume, 3)]
+    moving = [simple_features(level) for level in pyramid(case.moving, 3)]
+    masks = warped_masks([(level > 0.5).float() for level in pyramid(mask, 3)], [None] * 3)
+    plain = solve_pyramid(fixed, warped_features(moving))
+    masked = solve_pyramid(fixed, warped_features(moving), masks_at=masks)
+
+    def error(u: torch.Tensor) -> float:
+        return float((u - case.u).square().sum(1).sqrt()[0, 4:-4, 4:-4, 6:18].mean())
+
+    assert error(masked) < 0.8 * error(plain)
+
+
+def test_positions_outside_the_moving_volume_are_invalid() -> None:
+    u = torch.zeros(1, 3, 4, 4, 6)
+    u[:, 0] = 3.0
+    fixed, moving = warped_masks([None], [torch.ones(1, 1, 4, 4, 6)])(0, u)
+    assert fixed is None
+    assert moving is not None
+    assert moving[0, 0, 0, 0].tolist() == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 def test_progress_reports_each_level_and_may_cancel() -> None:

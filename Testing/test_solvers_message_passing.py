@@ -10,7 +10,7 @@ import torch
 from solver_cases import KnownDeformation, noise, real_ct, simple_features, textured
 
 from SAMRegistrationLib.solvers.cost_volume import displacements
-from SAMRegistrationLib.solvers.coupled_convex import warped_features
+from SAMRegistrationLib.solvers.coupled_convex import TIE_BREAK, warped_features
 from SAMRegistrationLib.solvers.message_passing import (
     MessagePassingConfig,
     doubt,
@@ -44,8 +44,8 @@ def reference_velocity(cost: np.ndarray, config: MessagePassingConfig) -> np.nda
     unsure = np.log2(1 + (entropy - entropy.min()) / (entropy.max() - entropy.min()))
     sigma = config.sigma[0] + (config.sigma[1] - config.sigma[0]) * unsure
     cost = reference_messages(cost, sigma, config.passes)
-    u = reference_messages(np.moveaxis(shifts[cost.argmin(0)], -1, 0), sigma, config.passes)
-    for coupling in config.couplings:
+    u = np.zeros((3, *cost.shape[1:]))
+    for coupling in (TIE_BREAK, *config.couplings):
         distance = ((shifts[:, :, None, None, None] - u[None]) ** 2).sum(1)
         best = shifts[(cost + coupling * distance).argmin(0)]
         u = reference_messages(np.moveaxis(best, -1, 0), sigma, config.passes)

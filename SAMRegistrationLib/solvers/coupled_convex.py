@@ -15,12 +15,15 @@ from SAMRegistrationLib.solvers.cost_volume import Measure, cost_volume, displac
 from SAMRegistrationLib.solvers.filters import smooth
 from SAMRegistrationLib.solvers.ops import compose, upsample, warp, zero_field
 
+# Where all shifts cost the same (air, masked voxels) the shortest must win; otherwise the first would, a corner.
+TIE_BREAK = 1e-4
 COUPLINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 RADII = (2, 3, 3)
 SMOOTHING_PASSES = 3
 VOXELS_PER_CHUNK = {"cpu": 2048, "cuda": 1 << 18}
 
 MovingFeatures = Callable[[int, torch.Tensor], torch.Tensor]
+Masks = Callable[[int, torch.Tensor], tuple[torch.Tensor | None, torch.Tensor | None]]
 Progress = Callable[[float], None]
 
 
@@ -33,8 +36,8 @@ def solve_level(
 ) -> torch.Tensor:
     """Minimize cost plus smoothness over the shifts of one cost volume (SAMConvex equation 3).
 
-    u starts as the smoothed cheapest shift; each coupling c then gives v = argmin_d cost(d) + c |d - u|^2 and
-    u = smooth(v).
+    u starts as the smoothed cheapest shift (the shortest one among equals); each coupling c then gives
+    v = argmin_d cost(d) + c |d - u|^2 and u = smooth(v).
 
     Args:
         cost: (1, (2 radius + 1)**3, z, y, x) from `cost_volume`.
@@ -46,8 +49,8 @@ def solve_level(
         (1, 3, z, y, x) displacement in voxels, float32.
     """
     shifts = displacements(radius, cost.device)
-    u = smooth(shift_field(shifts, cheapest_shift(cost)), passes)
-    for coupling in couplings:
+    u = zero_field(cost.shape[2:], cost.device)
+    for coupling in (TIE_BREAK, *couplings):
         u = smooth(shift_field(shifts, cheapest_shift(cost, shifts, u, coupling)), passes)
     return u
 
@@ -95,6 +98,36 @@ def warped_features(moving_levels: Sequence[torch.Tensor]) -> MovingFeatures:
     return lambda level, u: warp(moving_levels[level], u)
 
 
+def warped_masks(
+    fixed_levels: Sequence[torch.Tensor | None], moving_levels: Sequence[torch.Tensor | None]
+) -> Masks:
+    """Return the masks of `solve_pyramid` from one (1, 1, z, y, x) mask or None per level and side.
+
+    Positions outside the moving volume count as invalid where it has a mask.
+    """
+
+    def masks_at(level: int, u: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        moving = moving_levels[level]
+        return fixed_levels[level], None if moving is None else (warp(moving, u, padding="zeros") > 0.5).float()
+
+    return masks_at
+
+
+def masked_cost(
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    radius: int,
+    measure: Measure | str,
+    masks: tuple[torch.Tensor | None, torch.Tensor | None] | None,
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """`cost_volume` with the masks of one level."""
+    fixed_valid, moving_valid = masks or (None, None)
+    return cost_volume(
+        fixed, moving, radius, measure, fixed_valid=fixed_valid, moving_valid=moving_valid, dtype=dtype
+    )
+
+
 @torch.no_grad()
 def solve_pyramid(
     fixed_levels: Sequence[torch.Tensor],
@@ -104,6 +137,7 @@ def solve_pyramid(
     *,
     passes: int = SMOOTHING_PASSES,
     measure: Measure | str = Measure.COSINE,
+    masks_at: Masks | None = None,
     initial: torch.Tensor | None = None,
     cost_type: torch.dtype = torch.float32,
     progress: Progress | None = None,
@@ -120,6 +154,8 @@ def solve_pyramid(
         couplings: see `solve_level`.
         passes: 3x3x3 mean passes of one smoothing.
         measure: see `cost_volume`.
+        masks_at: called like `moving_at`; returns which fixed and which warped moving voxels are valid, each
+            (1, 1, z, y, x) or None for all. See `cost_volume` and `warped_masks`.
         initial: displacement to start from, on a grid of any size over the same box.
         cost_type: type of the stored cost volumes; float16 halves their memory.
         progress: called with the finished fraction after each level; may raise to cancel.
@@ -136,7 +172,8 @@ def solve_pyramid(
     for level, (fixed, radius) in enumerate(zip(fixed_levels, radii, strict=True)):
         if u.shape[2:] != fixed.shape[2:]:
             u = smooth(upsample(u, fixed.shape[2:]), passes)
-        cost = cost_volume(fixed, moving_at(level, u), radius, measure, dtype=cost_type)
+        masks = None if masks_at is None else masks_at(level, u)
+        cost = masked_cost(fixed, moving_at(level, u), radius, measure, masks, cost_type)
         u = compose(solve_level(cost, radius, couplings, passes), u)
         if progress is not None:
             progress((level + 1) / len(fixed_levels))

@@ -44,7 +44,7 @@ class OptimizationConfig:
     final_rate: float = 0.2
     control_spacing: int = 2
     smoothing: int = 3
-    diffusion: float = 0.5
+    diffusion: float = 0.1
     diffusion_of_total: bool = True
     folding: float = 1.0
     patience: int = 8

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from SAMRegistrationLib.solvers.cost_volume import Measure, cost_volume, displacements
+from SAMRegistrationLib.solvers.cost_volume import Measure, displacements
 from SAMRegistrationLib.solvers.coupled_convex import (
     COUPLINGS,
+    TIE_BREAK,
+    Masks,
     MovingFeatures,
     Progress,
     cheapest_shift,
+    masked_cost,
     shift_field,
 )
 from SAMRegistrationLib.solvers.ops import compose, integrate_velocity, upsample, zero_field
@@ -58,6 +61,7 @@ def solve_message_passing(
     moving_at: MovingFeatures,
     config: MessagePassingConfig | None = None,
     *,
+    masks_at: Masks | None = None,
     initial: torch.Tensor | None = None,
     progress: Progress | None = None,
 ) -> torch.Tensor:
@@ -67,6 +71,7 @@ def solve_message_passing(
         fixed_levels: fixed features per level, coarsest first, each (1, C, z, y, x).
         moving_at: see `coupled_convex.solve_pyramid`.
         config: see `MessagePassingConfig`.
+        masks_at: see `coupled_convex.solve_pyramid`.
         initial: displacement to start from, on a grid of any size over the same box.
         progress: called with the finished fraction after each level; may raise to cancel.
 
@@ -77,7 +82,8 @@ def solve_message_passing(
     u = zero_field(fixed_levels[0].shape[2:], fixed_levels[0].device) if initial is None else initial
     for level, fixed in enumerate(fixed_levels):
         u = upsample(u, fixed.shape[2:])
-        cost = cost_volume(fixed, moving_at(level, u), config.radius, config.measure)
+        masks = None if masks_at is None else masks_at(level, u)
+        cost = masked_cost(fixed, moving_at(level, u), config.radius, config.measure, masks)
         velocity = solve_velocity(cost, config)
         u = compose(integrate_velocity(velocity, config.squarings), u)
         if progress is not None:
@@ -117,8 +123,8 @@ def solve_velocity(cost: torch.Tensor, config: MessagePassingConfig) -> torch.Te
     shifts = displacements(config.radius, cost.device)
     share = neighbor_share(doubt(cost, config.sharpness), config.sigma)
     pass_messages(cost, share, config.passes)
-    u = pass_messages(shift_field(shifts, cheapest_shift(cost)), share, config.passes)
-    for coupling in config.couplings:
+    u = zero_field(cost.shape[2:], cost.device)
+    for coupling in (TIE_BREAK, *config.couplings):
         u = pass_messages(shift_field(shifts, cheapest_shift(cost, shifts, u, coupling)), share, config.passes)
     return u
 
