@@ -6,11 +6,12 @@ it lies: no prior alignment is needed (Yan et al. 2022, section III-D; SAME, sec
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -45,7 +46,7 @@ class Matches:
     def __len__(self) -> int:
         return len(self.points)
 
-    def select(self, keep: ArrayLike) -> Matches:
+    def select(self, keep: NDArray[Any]) -> Matches:
         """The matches chosen by a boolean array or by indices."""
         return Matches(self.points[keep], self.matched[keep], self.score[keep], self.cycle_error[keep])
 
@@ -85,7 +86,7 @@ class FeatureIndex:
         return functional.normalize(sampled, dim=1).to(self.map.data.dtype)
 
     def nearest(self, queries: Tensor) -> tuple[FloatArray, FloatArray]:
-        """World positions (n, 3) of the most alike voxels to the vectors (n, C), refined below a voxel; scores (n,)."""
+        """World positions (n, 3), below a voxel, of the vectors most like those given (n, C), and scores (n,)."""
         found, scores = [], []
         for chunk in queries.split(_QUERIES_AT_ONCE):
             voxel, score = self._nearest(chunk)
@@ -164,7 +165,7 @@ def stable_matches(points_world: ArrayLike, fixed: FeatureIndex, moving: Feature
     """Matches that stay where they are when looked up back and forth (SAME++, stable sampling).
 
     Every point moves to the partner of its partner, `cycles` times; kept are those that end up moving by less than
-    one voxel of the fine features, each pair once.
+    one voxel of the fine features, each pair once. A point at rest is left alone, which saves most of the work.
 
     Args:
         points_world: (n, 3) where to begin, in the fixed world.
@@ -173,16 +174,20 @@ def stable_matches(points_world: ArrayLike, fixed: FeatureIndex, moving: Feature
         cycles: number of rounds.
     """
     voxel = float(np.mean(fixed.map.grid.spacing))
-    matches = match_points(points_world, fixed, moving)
+    points = np.array(points_world, dtype=np.float64).reshape(-1, 3)
+    matched, score = np.empty_like(points), np.empty(len(points))
+    moved = np.full(len(points), np.inf)
     with torch.no_grad():
-        for _ in range(cycles - 1):
-            points, _ = fixed.nearest(moving.vectors_at(matches.matched))
-            matched, score = moving.nearest(fixed.vectors_at(points))
-            moved = np.linalg.norm(points - matches.points, axis=1)
-            matches = Matches(points, matched, score, moved)
-        returned, _ = fixed.nearest(moving.vectors_at(matches.matched))
-    matches = replace(matches, cycle_error=np.linalg.norm(returned - matches.points, axis=1))
-    stable = matches.select(matches.cycle_error < voxel)
+        for _ in range(cycles):
+            # Points that came to rest stay where they are.
+            active = moved >= voxel
+            if not active.any():
+                break
+            matched[active], score[active] = moving.nearest(fixed.vectors_at(points[active]))
+            returned, _ = fixed.nearest(moving.vectors_at(matched[active]))
+            moved[active] = np.linalg.norm(returned - points[active], axis=1)
+            points[active] = np.where((moved[active] >= voxel)[:, None], returned, points[active])
+    stable = Matches(points, matched, score, moved).select(moved < voxel)
     cell = np.rint(np.concatenate([stable.points, stable.matched], axis=1) / voxel)
     _, first = np.unique(cell, axis=0, return_index=True)
     return stable.select(np.sort(first))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..features.base import Features
+from ..grid import FloatArray
 from ..image import Image
 from ..matching import FeatureIndex, Matches, stable_matches
 from .refinement import Model
@@ -15,10 +16,14 @@ from .robust_fit import Fit, robust_fit
 GRID_MM = 16.0
 """Distance of the matched points: 8 voxels of 2 mm in the paper."""
 
-MOST_POINTS = 1500
+MOST_POINTS = 800
 WELL_SUPPORTED = 40
 """Inliers from which on the embeddings alone are trusted."""
 
+TOLERANCE_MM = 20.0
+CORE_RADIUS_MM = 80.0
+
+_LEVEL_MM = 30.0
 _RELIABLE_SHARE = 0.35
 _LOWEST_SCORE_SHARE = 0.2
 
@@ -71,8 +76,25 @@ def align_features(
     matches = stable_matches(points, first, second)
     if len(matches) > 5:
         matches = matches.select(matches.score >= np.quantile(matches.score, _LOWEST_SCORE_SHARE))
-    fit = robust_fit(matches.points, matches.matched, np.clip(matches.score, 1e-3, None), model, seed=seed)
+    weights = np.clip(matches.score, 1e-3, None) * _core_weights(matches.points)
+    fit = robust_fit(matches.points, matches.matched, weights, model, TOLERANCE_MM, seed=seed)
     return FeatureAlignment(fit, matches, len(points))
+
+
+def _core_weights(points: FloatArray) -> FloatArray:
+    """Less for points far from the body's axis: shoulders and arms move, and matter less than what lies within.
+
+    Args:
+        points: (n, 3) in world mm.
+
+    Returns:
+        (n,) between 0 and 1: a Gaussian of the distance, in the axial plane, from the mean of the points of about
+        the same height.
+    """
+    height = points[:, 2:]
+    level = np.exp(-0.5 * np.square((height - height.T) / _LEVEL_MM))
+    axis = level @ points[:, :2] / level.sum(axis=1, keepdims=True)
+    return np.exp(-np.square(points[:, :2] - axis).sum(axis=1) / CORE_RADIUS_MM**2)
 
 
 def body_grid(body: Image, spacing: float = GRID_MM, most: int = MOST_POINTS) -> np.ndarray:

@@ -23,8 +23,9 @@ SEARCH_SPACING_MM = 8.0
 FINE_SPACING_MM = 4.0
 TILT_DEGREES = 20.0
 
-_CANDIDATES = 12
-_FINALISTS = 4
+_SEARCHED = 16
+_CANDIDATES = 10
+_FINALISTS = 3
 _COARSE_POINTS = 3000
 _FINE_POINTS = 6000
 _DISTINCT_MM = 30.0
@@ -73,16 +74,21 @@ class IntensityAligner:
     def improve(self, starts: Sequence[AffineTransform], model: Model) -> IntensityAlignment:
         """The best map that can be reached from the starts."""
         rigid = Model.TRANSLATION if model is Model.TRANSLATION else Model.RIGID
-        moved, quality = refine(self.likeness, starts, self._center, rigid, 30, 4.0)
+        promising = self._most_promising(starts)
+        moved, quality = refine(self.likeness, promising, self._center, rigid, 25, 5.0)
         order = np.argsort(-quality.score.numpy(), kind="stable")
         finalists = _distinct([moved[i] for i in order], self._center, _FINALISTS)
         freer, quality = refine(self.likeness, finalists, self._center, model, 30, 3.0)
         scores = quality.score.numpy()
         best = int(np.argmax(scores))
         others = [s for t, s in zip(freer, scores, strict=True) if _apart(t, freer[best], self._center)]
-        fine = PairLikeness(*(image.at(FINE_SPACING_MM) for image in self._images), _FINE_POINTS, self._seed)
+        fine = self._fine_likeness()
         final, _ = refine(fine, [freer[best]], self._center, model, 25, 1.5)
         return self.judged(final[0], float(max(others, default=-1.0)))
+
+    def _fine_likeness(self) -> PairLikeness:
+        fixed, moving = (image.at(FINE_SPACING_MM) for image in self._images)
+        return PairLikeness(fixed, moving, _FINE_POINTS, self._seed)
 
     def judged(self, transform: AffineTransform, runner_up: float = -1.0) -> IntensityAlignment:
         """How good a map is, whoever found it."""
@@ -91,8 +97,14 @@ class IntensityAligner:
         score, similarity, overlap = (float(v[0]) for v in (quality.score, quality.similarity, quality.overlap))
         return IntensityAlignment(transform, score, similarity, overlap, runner_up)
 
+    def _most_promising(self, starts: Sequence[AffineTransform]) -> list[AffineTransform]:
+        with torch.no_grad():
+            score = self.likeness(torch.from_numpy(np.stack([start.matrix for start in starts]))).score
+        order = np.argsort(-score.numpy(), kind="stable")
+        return _distinct([starts[i] for i in order], self._center, _CANDIDATES)
+
     def _searched(self) -> list[Candidate]:
-        return search_translations(*self.coarse, _rotations())[:_CANDIDATES]
+        return search_translations(*self.coarse, _rotations())[:_SEARCHED]
 
 
 def _rotations() -> list[FloatArray]:

@@ -47,8 +47,8 @@ def fit_transform(
 ) -> AffineTransform:
     """Weighted least squares: a closed form without any robustness.
 
-    Rigid and similarity maps after Umeyama (1991), never a reflection. The affine map is drawn toward the similarity
-    as if by a few more matches, so that thin or one-sided point sets cannot shear it at will.
+    Rigid and similarity maps after Umeyama (1991), never a reflection. The affine map is drawn toward the
+    similarity as if by a few more matches, so that thin or one-sided point sets cannot shear it at will.
 
     Args:
         fixed_points: (n, 3).

@@ -75,7 +75,7 @@ def search_translations(
 
 
 def _turned_grid(fixed: Grid, moving: Grid, rotation: FloatArray) -> tuple[Grid, AffineTransform]:
-    """A grid with the fixed axes that holds the whole turned moving volume, and the map from it to moving world."""
+    """A grid with the fixed axes around the whole turned moving volume, and the map from it to moving world."""
     to_moving = AffineTransform.about_center(rotation, fixed.center, moving.center - fixed.center)
     corners = fixed.to_voxel(to_moving.inverse().transform_points(moving.corners()))
     lower, upper = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int) + 1
@@ -112,7 +112,8 @@ class _Spectrum:
         inside = mask.float()
         centered = (values - values[mask].mean() if bool(mask.any()) else values) * inside
         stack = torch.stack([inside, centered, centered.square()])
-        return cls(*torch.fft.rfftn(stack, s=shape, dim=(1, 2, 3)), shape)
+        transformed, first, second = torch.fft.rfftn(stack, s=shape, dim=(1, 2, 3)).unbind(0)
+        return cls(transformed, first, second, shape)
 
 
 def _masked_correlation(fixed: _Spectrum, moving: _Spectrum) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,269 @@
+"""Linear alignment: closed forms, outliers, known displacements of made-up bodies, and refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from SAMRegistrationLib.alignment import align
+from SAMRegistrationLib.alignment.refinement import Model
+from SAMRegistrationLib.alignment.robust_fit import fit_transform, plausible, robust_fit
+from SAMRegistrationLib.alignment.search import search_translations
+from SAMRegistrationLib.alignment.volumes import CoarseVolume
+from SAMRegistrationLib.errors import InputError
+from SAMRegistrationLib.features.base import FeatureMap, Features
+from SAMRegistrationLib.grid import Grid
+from SAMRegistrationLib.image import Image
+from SAMRegistrationLib.methods.sam_affine import aligned_volume, turn_degrees
+from SAMRegistrationLib.methods.sam_coarse import SparseDisplacement, interpolated_field, optimized_field
+from SAMRegistrationLib.transforms import AffineTransform
+
+
+def _rotation(degrees: tuple[float, float, float]) -> np.ndarray:
+    transform = sitk.Euler3DTransform()
+    transform.SetRotation(*np.deg2rad(degrees).tolist())
+    return np.reshape(transform.GetMatrix(), (3, 3))
+
+
+def _cloud(count: int = 200, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-100, 100, (count, 3))
+
+
+angles = st.floats(-170, 170)
+offsets = st.tuples(*[st.floats(-300, 300)] * 3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(degrees=st.tuples(angles, angles, angles), offset=offsets, stretch=st.floats(0.7, 1.4))
+def test_exact_correspondences_give_back_any_similarity(
+    degrees: tuple[float, float, float], offset: tuple[float, float, float], stretch: float
+) -> None:
+    truth = AffineTransform.about_center(stretch * _rotation(degrees), (10, 20, 30), offset)
+    points = _cloud(20)
+    for model in (Model.SIMILARITY, Model.AFFINE):
+        found = fit_transform(points, truth.transform_points(points), None, model)
+        np.testing.assert_allclose(found.matrix, truth.matrix, atol=1e-6)
+
+
+def test_a_rigid_fit_agrees_with_itk_and_is_never_a_reflection() -> None:
+    points = _cloud(30)
+    mirrored = points * (-1, 1, 1)
+    found = fit_transform(points, mirrored, None, Model.RIGID)
+    assert np.linalg.det(found.matrix[:3, :3]) == pytest.approx(1)
+    moved = AffineTransform.about_center(_rotation((10, -20, 30)), (0, 0, 0), (5, 6, 7)).transform_points(points)
+    noisy = moved + np.random.default_rng(1).normal(0, 3, moved.shape)
+    reference = sitk.LandmarkBasedTransformInitializer(
+        sitk.VersorRigid3DTransform(), points.ravel().tolist(), noisy.ravel().tolist()
+    )
+    ours = fit_transform(points, noisy, None, Model.RIGID).transform_points(points)
+    theirs = np.array([reference.TransformPoint(p) for p in points.tolist()])
+    np.testing.assert_allclose(ours, theirs, atol=1e-3)
+
+
+@settings(max_examples=10, deadline=None)
+@given(share=st.floats(0.0, 0.55), seed=st.integers(0, 100))
+def test_the_robust_fit_withstands_wrong_matches(share: float, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    linear = _rotation((5, -10, 70)) @ np.diag([1.1, 0.95, 1.0])
+    truth = AffineTransform.about_center(linear, (0, 0, 0), (40, -80, 120))
+    points = _cloud(200, seed)
+    matched = truth.transform_points(points) + generator.normal(0, 2, points.shape)
+    wrong = generator.random(200) < share
+    matched[wrong] = generator.uniform(-300, 300, (int(wrong.sum()), 3))
+    fit = robust_fit(points, matched, np.ones(200), hypotheses=1000)
+    assert fit.model is Model.AFFINE
+    errors = np.linalg.norm(fit.transform.transform_points(points) - truth.transform_points(points), axis=1)
+    assert errors.max() < 4.0
+
+
+def test_the_robust_fit_is_repeatable() -> None:
+    points = _cloud()
+    matched = points + np.random.default_rng(5).normal(0, 10, points.shape)
+    first, second = (robust_fit(points, matched, np.ones(200), seed=4, hypotheses=500) for _ in range(2))
+    np.testing.assert_array_equal(first.transform.matrix, second.transform.matrix)
+
+
+def test_points_in_a_plane_do_not_support_an_affine_map() -> None:
+    points = _cloud() * (1, 1, 0.01)
+    moved = points + np.array([3, 4, 5])
+    fit = robust_fit(points, moved, np.ones(200), hypotheses=500)
+    assert fit.model is Model.SIMILARITY
+    np.testing.assert_allclose(fit.transform.transform_points(points), moved, atol=1e-6)
+
+
+def test_few_points_support_only_a_rigid_map() -> None:
+    points = _cloud(8)
+    assert robust_fit(points, points + 5, np.ones(8), hypotheses=200).model is Model.RIGID
+
+
+def test_matches_that_do_not_agree_are_refused() -> None:
+    generator = np.random.default_rng(0)
+    with pytest.raises(InputError, match="only 4 points"):
+        robust_fit(_cloud(4), _cloud(4), np.ones(4))
+    with pytest.raises(InputError, match="agree"):
+        points = generator.uniform(-1000, 1000, (12, 3))
+        robust_fit(points, generator.uniform(-1000, 1000, (12, 3)), np.ones(12), hypotheses=300)
+
+
+def test_reflections_and_extreme_stretches_are_implausible() -> None:
+    assert plausible(AffineTransform.about_center(1.2 * _rotation((0, 0, 90)), (0, 0, 0)))
+    for scales in ((-1, 1, 1), (1.7, 1.7, 1.7), (1.3, 1, 0.7)):
+        assert not plausible(AffineTransform(np.diag([*scales, 1.0])))
+
+
+def _phantom(grid: Grid, to_body: AffineTransform, contrast: bool = False) -> Image:
+    """A head-like body with bones and cavities at asymmetric places, as seen on a grid."""
+    z, y, x = np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij")
+    px, py, pz = np.moveaxis(to_body.transform_points(grid.to_world(np.stack([x, y, z], -1))), -1, 0)
+    values = np.full(grid.shape, -1000.0)
+    inside = (px / 70) ** 2 + (py / 55) ** 2 + ((pz - 10) / 90) ** 2 < 1
+    values[inside] = 40.0
+    blobs = [
+        ((25, 10, 30), 18, 500.0),
+        ((-30, -15, -20), 15, 700.0),
+        ((0, 30, -45), 12, 600.0),
+        ((-15, 15, 45), 16, -900.0),
+        ((20, -25, -5), 14, -850.0),
+    ]
+    for center, radius, value in blobs:
+        distance = np.sqrt((px - center[0]) ** 2 + (py - center[1]) ** 2 + (pz - center[2]) ** 2)
+        values[(distance < radius) & inside] = value
+    if contrast:
+        values = np.select([~inside, values > 300, values > 0], [0.0, 60.0, 300.0], 150.0)
+    return Image(torch.from_numpy(values).float(), grid, "int16", "MR" if contrast else "CT")
+
+
+def _grid(center: tuple[float, float, float] = (0, 0, 0), size: tuple[int, int, int] = (44, 36, 54)) -> Grid:
+    spacing = 5.0
+    origin = [c - (n - 1) / 2 * spacing for c, n in zip(center, size, strict=True)]
+    return Grid(size, (spacing,) * 3, tuple(origin))
+
+
+def _body_error(found: AffineTransform, truth: AffineTransform) -> float:
+    points = np.random.default_rng(2).uniform((-50, -40, -60), (50, 40, 70), (100, 3))
+    return float(np.linalg.norm(found.transform_points(points) - truth.transform_points(points), axis=1).mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("contrast", [False, True])
+def test_intensities_find_a_far_and_turned_volume_of_the_same_or_another_contrast(contrast: bool) -> None:
+    truth = AffineTransform.about_center(_rotation((8, -6, 15)), (0, 0, 0), (400, -300, 900))
+    fixed = _phantom(_grid(), AffineTransform())
+    moving = _phantom(_grid((400, -300, 900)), truth.inverse(), contrast)
+    found = align(fixed, moving, model="rigid")
+    assert found.method == "intensities"
+    assert found.model == "rigid"
+    assert _body_error(found.transform, truth) < 3.0
+
+
+@pytest.mark.slow
+def test_intensities_find_half_a_body_and_the_storage_does_not_matter() -> None:
+    truth = AffineTransform.translation((30, -20, 140))
+    fixed = _phantom(_grid(), AffineTransform())
+    moving = _phantom(_grid((30, -20, 190), (44, 36, 27)), truth.inverse())
+    found = align(fixed, moving, model="rigid")
+    assert _body_error(found.transform, truth) < 5.0
+    grid = moving.grid
+    last = grid.to_world((0, 0, grid.size[2] - 1))
+    stored = Image(
+        moving.data.flip(0).transpose(1, 2).contiguous(),
+        Grid(
+            (grid.size[1], grid.size[0], grid.size[2]),
+            grid.spacing,
+            tuple(last),
+            (0, 1, 0, 1, 0, 0, 0, 0, -1),
+        ),
+        "int16",
+        "CT",
+    )
+    again = align(fixed, stored, model="rigid")
+    assert _body_error(again.transform, found.transform) < 0.1
+
+
+def test_an_initial_map_is_improved() -> None:
+    truth = AffineTransform.translation((12, -9, 6))
+    fixed, moving = _phantom(_grid(), AffineTransform()), _phantom(_grid(), truth.inverse())
+    found = align(fixed, moving, model="translation", initial=AffineTransform.translation((4, 0, 0)))
+    assert _body_error(found.transform, truth) < 1.5
+
+
+def test_every_translation_is_searched() -> None:
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.rand(14, 12, 10, generator=generator)
+    everywhere = torch.ones_like(volume, dtype=torch.bool)
+
+    def coarse(part: torch.Tensor, first: tuple[int, int, int]) -> CoarseVolume:
+        known = everywhere[: part.shape[0], : part.shape[1], : part.shape[2]]
+        grid = Grid(tuple(part.shape[::-1]), (8.0, 8.0, 8.0), tuple(8.0 * i for i in first))
+        return CoarseVolume(part, known, known, known, grid, True)
+
+    fixed = coarse(volume, (0, 0, 0))
+    moving = coarse(volume[6:, :8, 2:], (100, 50, -70))
+    best = search_translations(fixed, moving, [np.eye(3)])[0]
+    # Voxel (2, 0, 6) of the fixed volume is the first one of the moving volume.
+    np.testing.assert_allclose(best.transform.transform_points((16.0, 0.0, 48.0)), (800, 400, -560), atol=1e-6)
+    assert best.overlap == pytest.approx(1)
+    assert best.score == pytest.approx(1, abs=1e-3)
+
+
+def _embeddings(grid: Grid, to_body: AffineTransform) -> Features:
+    """Features that are a smooth function of where in the body a voxel is."""
+    z, y, x = np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij")
+    body = torch.from_numpy(to_body.transform_points(grid.to_world(np.stack([x, y, z], -1))))
+    frequencies = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 40
+    phase = body @ frequencies.T
+    vectors = torch.cat([phase.cos(), phase.sin()], dim=-1).permute(3, 0, 1, 2)[None].float()
+    unit = FeatureMap(functional.normalize(vectors, dim=1), grid)
+    return Features(unit, unit)
+
+
+def test_embeddings_align_volumes_far_apart_and_turned_by_a_right_angle() -> None:
+    linear = _rotation((0, 0, 90)) @ np.diag([1.1, 1.0, 0.95])
+    truth = AffineTransform.about_center(linear, (0, 0, 0), (500, 0, -700))
+    grids = _grid(), _grid((500, 0, -700), (40, 46, 54))
+    fixed, moving = _phantom(grids[0], AffineTransform()), _phantom(grids[1], truth.inverse())
+    features = _embeddings(grids[0], AffineTransform()), _embeddings(grids[1], truth.inverse())
+    found = align(fixed, moving, *features)
+    assert found.method == "features"
+    assert found.model == "affine"
+    assert found.inliers is not None
+    assert found.inliers > 100
+    assert _body_error(found.transform, truth) < 2.0
+    assert turn_degrees(found.transform) == pytest.approx(90, abs=3)
+    aligned = aligned_volume(moving, found.transform, fixed.grid)
+    difference = (aligned.data - fixed.data).abs()[fixed.data > -900]
+    assert float(difference.median()) < 30
+
+
+def test_the_optimized_coarse_field_passes_through_a_smooth_displacement() -> None:
+    shape = (48, 40, 32)
+    generator = np.random.default_rng(0)
+    position = generator.uniform(0, 30, (800, 3))
+    wanted = np.stack([2 + 0.05 * position[:, 0], -1 + 0 * position[:, 1], 0.08 * position[:, 2]], axis=1)
+    matches = SparseDisplacement(
+        torch.from_numpy(position).float(), torch.from_numpy(wanted).float(), torch.ones(800)
+    )
+    field = optimized_field(matches, shape, reduction=8, iterations=300, diffusion=0.001)
+    assert field.shape == (1, 3, 6, 5, 4)
+    middle = field[0, :, 1:3, 1:3, 1:3].mean(dim=(1, 2, 3)) * 8
+    center = torch.tensor([2 + 0.05 * 15.5, -1.0, 0.08 * 15.5])
+    torch.testing.assert_close(middle, center, atol=0.4, rtol=0)
+
+
+def test_the_interpolated_coarse_field_keeps_a_common_shift_everywhere() -> None:
+    position = torch.tensor([[4.0, 5, 6], [20, 10, 8], [9, 25, 30]])
+    shift = torch.tensor([[3.0, -2, 5]]).expand(3, 3)
+    field = interpolated_field(SparseDisplacement(position, shift, torch.ones(3)), (48, 40, 32))
+    expected = torch.tensor([3.0, -2, 5]).view(1, 3, 1, 1, 1) / 4
+    torch.testing.assert_close(field, expected.expand_as(field), atol=1e-4, rtol=0)
+
+
+def test_an_unknown_model_is_refused() -> None:
+    image = _phantom(_grid(), AffineTransform())
+    with pytest.raises(ValueError, match="perspective"):
+        align(image, image, model="perspective")
