@@ -2,8 +2,9 @@
 
 Two measures. *Self matching*: two strongly changed views of one volume; the distance in mm between where a point
 is matched and where it is. *Subject matching*: points inside a structure of one subject are looked up in another
-subject, without any alignment; the share that falls into the same structure, and how far the structure's center is
-from the middle of the matches. A match is the voxel of the other volume's whole joined map that is most similar,
+subject, without any alignment; the share that falls into the same structure, and how far the structure's center
+is from that of the matches (both the median along x, y and z, which a few stray matches do not move, and which for
+a bent structure like the mandible is not its mean). A match is the voxel of the other volume's whole joined map that is most similar,
 made finer by a parabola through its neighbors.
 """
 
@@ -182,7 +183,7 @@ def _structure_result(
     indices = np.rint(target_labels.grid.to_voxel(places)).astype(int)
     indices = indices.clip(0, np.asarray(target_labels.grid.size) - 1)
     hits = target_labels.data.numpy()[indices[:, 2], indices[:, 1], indices[:, 0]] == value
-    center = _structure_points(target_labels, value).mean(axis=0)
+    center = np.median(_structure_points(target_labels, value), axis=0)
     return float(hits.mean()), float(np.linalg.norm(np.median(places, axis=0) - center))
 
 
