@@ -29,7 +29,7 @@ def instance_optimization(
     Args:
         problem: the pair with the displacement found so far; none means no displacement.
         feature_weight: of the cosine distance of the problem's own fine features.
-        mind_weight: of the cosine distance of MIND-SSC, beside other features.
+        mind_weight: of the cosine distance of MIND-SSC, beside the problem's features or where they are MIND.
         correlation_weight: of the local cross-correlation of the volumes at the resolution of the features.
         lattice: every so many voxels along each axis are looked at in an iteration, all of them in turn.
         settings: of `OptimizationConfig`: iterations, learning_rate, diffusion, folding and so on.
@@ -39,7 +39,9 @@ def instance_optimization(
     """
     volumes = problem.volumes()
     weights: list[tuple[FeatureExtractor, float]] = [(problem.extractor, feature_weight)]
-    if mind_weight > 0 and problem.extractor.name != "mind":
+    if problem.extractor.name == "mind":
+        weights = [(problem.extractor, mind_weight or feature_weight)]
+    elif mind_weight > 0:
         weights.append((MindExtractor(device=problem.device), mind_weight))
     terms: list[Term] = [
         _feature_term(extractor, volumes, weight, problem.fixed_mask, lattice)

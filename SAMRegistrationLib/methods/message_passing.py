@@ -11,14 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..features.mind import MindExtractor
 from ..solvers.coupled_convex import COUPLINGS
 from ..solvers.message_passing import MessagePassingConfig, halved_levels, solve_message_passing
 from ..solvers.ops import warp
-from .problem import Problem
+from .problem import Problem, at_shape
 
 
 def message_passing(
-    problem: Problem, *, radii: Sequence[int] = (1, 1, 1, 1, 1), coupling_scale: float = 1.0
+    problem: Problem,
+    *,
+    radii: Sequence[int] = (1, 1, 1, 1, 1),
+    coupling_scale: float = 1.0,
+    mind_share: float = 0.0,
 ) -> Tensor:
     """The displacement after all levels; features are extracted once and warped from level to level.
 
@@ -28,13 +33,14 @@ def message_passing(
             the one before, and the last is that of the features.
         coupling_scale: factor of the couplings; cosine distances of embeddings vary less than the published
             costs, and want weaker ones.
+        mind_share: share of MIND in the similarity, beside the problem's own features; 0 for none.
 
     Returns:
         (1, 3, z, y, x) in voxels of the finest features.
     """
     with torch.inference_mode():
         fixed, moving = (
-            halved_levels(problem.features_of(volume).joined().data, len(radii)) for volume in problem.volumes()
+            halved_levels(_features(problem, volume, mind_share), len(radii)) for volume in problem.volumes()
         )
         # Thin volumes have fewer levels.
         radii = radii[-len(fixed) :]
@@ -50,3 +56,13 @@ def message_passing(
             problem.progress((level + 1) / len(radii))
     assert u is not None
     return u.clone()
+
+
+def _features(problem: Problem, volume: Tensor, mind_share: float) -> Tensor:
+    """Unit vectors (1, C, z, y, x) whose dot product is the weighted mean of the similarities."""
+    own = problem.features_of(volume).joined().data
+    if mind_share == 0 or problem.extractor.name == "mind":
+        return own
+    # As many voxels as the embeddings have, so that both can be joined.
+    mind = at_shape(MindExtractor(device=problem.device).extract_tensor(volume)[0], tuple(own.shape[2:]))
+    return torch.cat((mind.to(own.dtype) * mind_share**0.5, own * (1 - mind_share) ** 0.5), dim=1)
