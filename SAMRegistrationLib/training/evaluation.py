@@ -4,8 +4,8 @@ Two measures. *Self matching*: two strongly changed views of one volume; the dis
 is matched and where it is. *Subject matching*: points inside a structure of one subject are looked up in another
 subject, without any alignment; the share that falls into the same structure, and how far the structure's center
 is from that of the matches (both the median along x, y and z, which a few stray matches do not move, and which for
-a bent structure like the mandible is not its mean). A match is the voxel of the other volume's whole joined map that is most similar,
-made finer by a parabola through its neighbors.
+a bent structure like the mandible is not its mean). A match is the voxel of the other volume's whole joined map
+that is most similar, made finer by a parabola through its neighbors.
 """
 
 from __future__ import annotations
