@@ -26,8 +26,8 @@ TILT_DEGREES = 20.0
 _SEARCHED = 16
 _CANDIDATES = 10
 _FINALISTS = 3
-_COARSE_POINTS = 3000
-_FINE_POINTS = 6000
+_COARSE_POINTS = 4000
+_FINE_POINTS = 8000
 _DISTINCT_MM = 30.0
 
 
@@ -104,7 +104,11 @@ class IntensityAligner:
         return _distinct([starts[i] for i in order], self._center, _CANDIDATES)
 
     def _searched(self) -> list[Candidate]:
-        return search_translations(*self.coarse, _rotations())[:_SEARCHED]
+        """The best of both searches, with and without the outline of the bodies."""
+        fixed, moving = self.coarse
+        whole = search_translations(fixed, moving, _rotations())
+        interior = search_translations(fixed.interior(), moving.interior(), _rotations())
+        return [*whole[:_SEARCHED], *interior[:_SEARCHED]]
 
 
 def _rotations() -> list[FloatArray]:

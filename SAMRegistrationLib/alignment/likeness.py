@@ -19,6 +19,8 @@ _LEAST_COMMON_WEIGHT = 1e-3
 class Likeness:
     """Similarity and overlap of every map of a batch.
 
+    The score is the similarity weighed by the square root of the overlap, as in the search.
+
     Args:
         similarity: (B,) between 0 or -1 and 1, the mean of both directions.
         overlap: (B,) fraction of the sampled points whose partner is known, the mean of both directions, where
@@ -30,12 +32,37 @@ class Likeness:
 
     @property
     def score(self) -> Tensor:
-        """Similarity weighed by the square root of the overlap, as in the search."""
         return self.similarity * self.overlap.clamp(0, 1).sqrt()
 
 
 class PairLikeness:
-    """Both volumes, sampled at points of both bodies, ready to be compared.
+    """Both volumes with and without the outline of their bodies, ready to be compared.
+
+    The outline says much, but what looks like it may be the edge of a field of view; the interior alone is blind
+    to whole limbs. A map must please both, so their similarities and overlaps are averaged.
+
+    Args:
+        fixed: a coarse volume.
+        moving: a coarse volume of the same spacing.
+        number: of points in each volume, at most.
+        seed: of the choice of points.
+    """
+
+    def __init__(self, fixed: CoarseVolume, moving: CoarseVolume, number: int = 6000, seed: int = 0) -> None:
+        self.correlation = fixed.is_ct == moving.is_ct and fixed.is_ct
+        self._parts = [
+            _MaskedLikeness(fixed, moving, number // 2, seed, self.correlation),
+            _MaskedLikeness(fixed.interior(), moving.interior(), number // 2, seed + 2, self.correlation),
+        ]
+
+    def __call__(self, matrices: Tensor) -> Likeness:
+        """Compare under maps (B, 4, 4) from fixed to moving world, in double precision."""
+        first, second = (part(matrices) for part in self._parts)
+        return Likeness((first.similarity + second.similarity) / 2, (first.overlap + second.overlap) / 2)
+
+
+class _MaskedLikeness:
+    """Both volumes, sampled at points of both masks.
 
     Points of the fixed volume are looked up in the moving one and the other way round, so that a map that
     shrinks one volume into a corner of the other gains nothing.
@@ -47,16 +74,16 @@ class PairLikeness:
         seed: of the choice of points.
     """
 
-    def __init__(self, fixed: CoarseVolume, moving: CoarseVolume, number: int = 6000, seed: int = 0) -> None:
-        self.correlation = fixed.is_ct == moving.is_ct and fixed.is_ct
-        self._from_fixed = _Lookup(fixed, moving, number, seed, self.correlation)
-        self._from_moving = _Lookup(moving, fixed, number, seed + 1, self.correlation)
+    def __init__(
+        self, fixed: CoarseVolume, moving: CoarseVolume, number: int, seed: int, correlation: bool
+    ) -> None:
+        self._from_fixed = _Lookup(fixed, moving, number, seed, correlation)
+        self._from_moving = _Lookup(moving, fixed, number, seed + 1, correlation)
         smaller = min(float(fixed.near.sum()), float(moving.near.sum()))
         sizes = float(fixed.near.sum()), float(moving.near.sum())
         self._overlap_scale = [size / max(smaller, 1.0) for size in sizes]
 
     def __call__(self, matrices: Tensor) -> Likeness:
-        """Compare under maps (B, 4, 4) from fixed to moving world, in double precision."""
         forward, common = self._from_fixed(matrices)
         backward, common_back = self._from_moving(torch.linalg.inv(matrices))
         first, second = self._overlap_scale

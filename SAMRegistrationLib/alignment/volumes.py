@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..body import Regions, looks_like_ct
 from ..grid import Grid
@@ -14,6 +15,8 @@ from ..image import Image
 from ..sampling import Interpolation
 
 CT_WINDOW = (-500.0, 500.0)
+INTERIOR_DEPTH_MM = 12.0
+LEAST_INTERIOR = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +38,17 @@ class CoarseVolume:
     near: Tensor
     grid: Grid
     is_ct: bool
+
+    def interior(self) -> CoarseVolume:
+        """The same volume without the outline of its body, which may be the edge of the field of view."""
+        radius = max(1, round(INTERIOR_DEPTH_MM / self.grid.spacing[0]))
+        width = 2 * radius + 1
+        outside = (~self.body)[None, None].float()
+        grown = functional.max_pool3d(outside, (1, width, width), 1, (0, radius, radius))
+        inside = grown[0, 0] < 0.5
+        if float(inside.sum()) < LEAST_INTERIOR * float(self.body.sum()):
+            inside = self.body
+        return replace(self, known=inside, near=inside)
 
 
 @dataclass(frozen=True, eq=False)
