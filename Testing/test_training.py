@@ -18,7 +18,7 @@ import SimpleITK as sitk
 import torch
 from safetensors.torch import load_file
 
-from SAMRegistrationLib.errors import InputError, RegistrationError
+from SAMRegistrationLib.errors import InputError, RegistrationError, UsageError
 from SAMRegistrationLib.training.cache import CachedVolume, build_cache
 from SAMRegistrationLib.training.checkpoint import CHECKPOINT_FILE, WEIGHTS_FILE, write_checkpoint
 from SAMRegistrationLib.training.command import add_train_arguments, run_train
@@ -210,6 +210,9 @@ def test_the_command_trains_skips_what_is_no_ct_and_writes_weights_and_a_card(tm
     assert card["skipped"] == {"mr": "mr is MR T1, not CT"}
     assert card["held_out"] == ["v9"] and "v9" not in card["volumes"]
     assert card["training_data"] == [{"source": "synthetic", "licence": "made for a test", "volumes": 9}]
+    assert card["continue_with"] == (
+        "samreg train sam --data manifest.json --out out --held-out split.json --iterations 4"
+    )
     assert "skipped mr" in capsys.readouterr().err
     weights = load_file(out / WEIGHTS_FILE)
     assert all(value.dtype == torch.float16 for value in weights.values())
@@ -299,3 +302,9 @@ def test_a_new_run_can_start_from_exported_weights(volumes, tmp_path):
     second.start_from(first.out / WEIGHTS_FILE)
     for name, value in first.average.state_dict().items():
         torch.testing.assert_close(second.network.state_dict()[name], value, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"iteration": 3}, {"loss": {"temprature": 0.1}}])
+def test_an_unknown_setting_is_refused(manifest, tmp_path, settings):
+    with pytest.raises(UsageError, match="configuration is not valid"):
+        run_command(train_arguments(manifest, tmp_path / "out", settings))

@@ -24,6 +24,7 @@ OUTSIDE, BODY, FIRST_LABEL, LAST_LABEL = 0, 1, 2, 255
 """Codes of the cached label map: outside the body, body without a label, and from 2 on the structures."""
 
 LARGEST_SKIPPED_SHARE = 0.1
+PROGRESS_EVERY = 50
 LANDMARK_QUANTILES = (0.02, 0.5, 0.98)
 IGNORED_SCHEME_PREFIX = "binary"
 
@@ -72,13 +73,13 @@ def build_cache(volumes: list[Volume], folder: Path, spacing: float, *, progress
     structures = _read_structures(folder)
     prepared: list[CachedVolume] = []
     skipped: dict[str, str] = {}
-    for volume in volumes:
+    for index, volume in enumerate(volumes):
         try:
             prepared.append(_prepare_once(volume, folder, spacing, structures))
         except InputError as error:
             skipped[volume.name] = str(error)
-        if progress and len(prepared) % 20 == 0:
-            print(f"prepared {len(prepared)} of {len(volumes)} volumes", flush=True)
+        if progress and (index + 1) % PROGRESS_EVERY == 0:
+            print(f"prepared {index + 1} of {len(volumes)} volumes", flush=True)
     _refuse_if_too_few(volumes, skipped)
     return VolumeCache(prepared, structures, skipped)
 

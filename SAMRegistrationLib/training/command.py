@@ -94,7 +94,7 @@ def _sam(arguments: argparse.Namespace) -> int:
             used = {volume.name for volume in cache.volumes}
             trained = [volume for volume in chosen if volume.name in used]
             held_out = [volume.name for volume in everything if volume.name in excluded]
-            write_model_card(trainer, arguments.data, trained, cache.skipped, held_out)
+            write_model_card(trainer, arguments.data, trained, cache.skipped, held_out, arguments.held_out)
             _say_skipped(cache.skipped)
     finally:
         leave_processes(processes)

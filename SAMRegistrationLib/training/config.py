@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -136,7 +136,11 @@ class TrainingConfig:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TrainingConfig:
-        """Rebuild from `to_dict`, or from JSON where tuples have become lists."""
+        """Rebuild from `to_dict`, or from JSON where tuples have become lists.
+
+        Raises:
+            TypeError: if a setting is unknown.
+        """
         parts = {"views": ViewConfig, "photometric": PhotometricConfig, "loss": LossConfig}
         plain = {key: value for key, value in values.items() if key not in parts}
         nested = {key: _from_plain(kind, values.get(key, {})) for key, kind in parts.items()}
@@ -144,6 +148,4 @@ class TrainingConfig:
 
 
 def _from_plain(kind: type, values: dict[str, Any]) -> Any:
-    known = {item.name for item in fields(kind)}
-    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return kind(**{key: value for key, value in tuples.items() if key in known})
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})

@@ -181,8 +181,8 @@ class Trainer:
         pairs = zip(self.average.parameters(), self.network.parameters(), strict=True)
         for average, current in pairs:
             average.lerp_(current, 1 - decay)
-        for average, current in zip(self.average.buffers(), self.network.buffers(), strict=True):
-            average.copy_(current)
+        for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
+            kept.copy_(buffer)
 
     def _save(self, progress: Progress | None, *, final: bool) -> None:
         """Write checkpoint and weights; a full disk is only said, unless the run is over."""
