@@ -11,6 +11,7 @@ from ..features.base import FeatureExtractor
 from ..features.mind import MindExtractor
 from ..solvers.folding import remove_folds
 from ..solvers.instance_optimization import OptimizationConfig, optimize
+from ..solvers.ops import warp
 from ..solvers.terms import CorrelationTerm, FeatureTerm, Term
 from .problem import Problem, at_shape, resized_displacement
 
@@ -43,8 +44,9 @@ def instance_optimization(
         weights = [(problem.extractor, mind_weight or feature_weight)]
     elif mind_weight > 0:
         weights.append((MindExtractor(device=problem.device), mind_weight))
+    voxel_weight = _voxel_weight(problem)
     terms: list[Term] = [
-        _feature_term(extractor, volumes, weight, problem.fixed_mask, lattice)
+        _feature_term(extractor, volumes, weight, voxel_weight, lattice)
         for extractor, weight in weights
         if weight > 0
     ]
@@ -68,12 +70,25 @@ def instance_optimization(
     return remove_folds(result.u)
 
 
+def _voxel_weight(problem: Problem) -> Tensor | None:
+    """1 on the working grid where both volumes have data under the displacement found so far, or None."""
+    fixed, moving = problem.masks()
+    if moving is not None and problem.displacement is not None:
+        moving = warp(moving, resized_displacement(problem.displacement, problem.grid.shape))
+    if fixed is None or moving is None:
+        return moving if fixed is None else fixed
+    return fixed * moving
+
+
 def _feature_term(
-    extractor: FeatureExtractor, volumes: tuple[Tensor, Tensor], weight: float, mask: Tensor | None, lattice: int
+    extractor: FeatureExtractor,
+    volumes: tuple[Tensor, Tensor],
+    weight: float,
+    voxel_weight: Tensor | None,
+    lattice: int,
 ) -> FeatureTerm:
     with torch.no_grad():
         fixed, moving = (extractor.extract_tensor(volume)[0] for volume in volumes)
-        voxel_weight = None
-        if mask is not None:
-            voxel_weight = at_shape(mask[None, None].float(), tuple(fixed.shape[2:]))
+        if voxel_weight is not None:
+            voxel_weight = at_shape(voxel_weight, tuple(fixed.shape[2:]))
     return FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=lattice)

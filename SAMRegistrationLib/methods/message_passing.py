@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..features.mind import MindExtractor
-from ..solvers.coupled_convex import COUPLINGS
+from ..solvers.coupled_convex import COUPLINGS, warped_masks
 from ..solvers.message_passing import MessagePassingConfig, halved_levels, solve_message_passing
 from ..solvers.ops import warp
 from .problem import Problem, at_shape
@@ -24,6 +24,7 @@ def message_passing(
     radii: Sequence[int] = (1, 1, 1, 1, 1),
     coupling_scale: float = 1.0,
     mind_share: float = 0.0,
+    sigma: Sequence[float] = (0.1, 0.5),
 ) -> Tensor:
     """The displacement after all levels; features are extracted once and warped from level to level.
 
@@ -33,6 +34,7 @@ def message_passing(
             the one before, and the last is that of the features.
         coupling_scale: factor of the couplings; cosine distances of embeddings vary less than the published
             costs, and want weaker ones.
+        sigma: standard deviation of the messages in voxels, for sure and for unsure voxels.
         mind_share: share of MIND in the similarity, beside the problem's own features; 0 for none.
 
     Returns:
@@ -44,13 +46,18 @@ def message_passing(
         )
         # Thin volumes have fewer levels.
         radii = radii[-len(fixed) :]
+        masks = [
+            [None if mask is None else at_shape(mask, tuple(features.shape[2:])) for features in fixed]
+            for mask in problem.masks()
+        ]
         u = problem.displacement
         for level, radius in enumerate(radii):
             couplings = tuple(coupling * coupling_scale for coupling in COUPLINGS)
             u = solve_message_passing(
                 fixed[level : level + 1],
                 lambda _, u, level=level: functional.normalize(warp(moving[level], u), dim=1),  # type: ignore[misc]
-                MessagePassingConfig(radius=radius, couplings=couplings),
+                MessagePassingConfig(radius=radius, couplings=couplings, sigma=(sigma[0], sigma[1])),
+                masks_at=warped_masks(masks[0][level : level + 1], masks[1][level : level + 1]),
                 initial=u,
             )
             problem.progress((level + 1) / len(radii))

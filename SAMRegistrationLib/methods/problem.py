@@ -103,8 +103,7 @@ class Problem:
 
     def volumes(self) -> tuple[Tensor, Tensor]:
         """Fixed and moving volume (1, 1, z, y, x) on the working grid, the moving one under the initial map."""
-        nothing = torch.zeros((1, 3, *(n // 2 for n in self.grid.shape)), device=self.device)
-        return self.fixed.tensor(), self.warped(nothing).values
+        return self.fixed.tensor(), self.warped(self._nothing()).values
 
     def _moving_valid_at(self, voxel: Tensor) -> Tensor:
         mask = self.moving_mask
@@ -112,11 +111,17 @@ class Problem:
             mask = torch.ones(1, 1, 1, device=self.device).expand(self.moving.grid.shape)
         return sample(mask[None, None].float(), voxel, Interpolation.NEAREST) > 0.5
 
-    def fixed_valid(self) -> Tensor:
-        """(1, 1, z, y, x) bool on the working grid: where the fixed mask allows to register."""
-        if self.fixed_mask is None:
-            return torch.ones((1, 1, *self.grid.shape), dtype=torch.bool, device=self.device)
-        return self.fixed_mask[None, None]
+    def masks(self) -> tuple[Tensor | None, Tensor | None]:
+        """Where both volumes have data on the working grid, the moving one under the initial map.
+
+        Each is (1, 1, z, y, x) float32, 1 where its voxels count, or None where all do.
+        """
+        fixed = None if self.fixed_mask is None else self.fixed_mask[None, None].float()
+        valid = self.warped(self._nothing()).valid
+        return fixed, None if bool(valid.all()) else valid.float()
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros((1, 3, *(n // 2 for n in self.grid.shape)), device=self.device)
 
     def features_of(self, volume: Tensor) -> Features:
         """The features of a volume (1, 1, z, y, x) over the working grid's box, at any pyramid level of it."""
