@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -11,11 +12,13 @@ import SimpleITK as sitk
 import torch
 from torch import Tensor
 
+from SAMRegistrationLib.errors import InputError
 from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.features.mind import MindExtractor
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.image_io import read_image
+from SAMRegistrationLib.training.command import add_train_arguments, run_train
 from SAMRegistrationLib.training.evaluation import (
     draw_pairs,
     evaluate_features,
@@ -25,7 +28,7 @@ from SAMRegistrationLib.training.evaluation import (
     subject_matching,
 )
 from SAMRegistrationLib.training.evaluation_views import LARGEST_DISPLACEMENT, changed_views
-from SAMRegistrationLib.training.manifest import Volume, read_manifest
+from SAMRegistrationLib.training.manifest import Volume, read_excluded_names, read_manifest
 from Testing.training_volumes import write_manifest
 
 
@@ -129,3 +132,28 @@ def test_the_whole_evaluation_runs_with_mind_and_can_be_printed(volumes):
     assert json.loads(json.dumps(result)) == result
     text = format_evaluation(result)
     assert "features mind" in text and "1 pairs" in text
+
+
+def test_one_list_of_a_split_file_can_be_chosen(tmp_path):
+    path = tmp_path / "split.json"
+    path.write_text(json.dumps({"comment": "c", "validation": ["a"], "other": ["b"]}))
+    assert read_excluded_names(path) == {"a", "b"}
+    assert read_excluded_names(path, "validation") == {"a"}
+    with pytest.raises(InputError, match="no list named wrong"):
+        read_excluded_names(path, "wrong")
+
+
+def test_the_command_evaluates_and_writes_the_numbers(volumes, tmp_path, capsys):
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"validation": ["v0", "v1"]}))
+    parser = argparse.ArgumentParser()
+    add_train_arguments(parser.add_subparsers())
+    manifest = volumes[0].path.parent / "manifest.json"
+    out = tmp_path / "numbers.json"
+    arguments = ["train", "evaluate", "--data", str(manifest), "--held-out", str(split), "--model", "mind"]
+    options = parser.parse_args([*arguments, "--volumes", "1", "--pairs", "1", "--device", "cpu", "-o", str(out)])
+    assert run_train(options) == 0
+    result = json.loads(out.read_text())
+    assert set(result["self"]["volumes"]) == {"v0"}
+    assert result["subjects"]["pairs"] == 1
+    assert "self matching" in capsys.readouterr().out

@@ -45,6 +45,7 @@ def add_train_arguments(subparsers: argparse._SubParsersAction[argparse.Argument
     )
     evaluate.add_argument("--data", metavar="MANIFEST", type=Path, required=True, help="JSON with the volumes")
     evaluate.add_argument("--held-out", metavar="FILE", type=Path, required=True, help="JSON with their names")
+    evaluate.add_argument("--list", metavar="NAME", help="which of the lists in that file (default: all)")
     evaluate.add_argument("--model", default="sam", help="features: mind, sam or a model (default: %(default)s)")
     evaluate.add_argument("--weights", metavar="FILE", type=Path, help="safetensors of a run instead of a model")
     evaluate.add_argument("--volumes", type=int, default=20, help="at most so many (default: %(default)s)")
@@ -105,7 +106,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from .evaluation import evaluate_features, format_evaluation
     from .manifest import read_excluded_names, read_manifest
 
-    names = read_excluded_names(arguments.held_out)
+    names = read_excluded_names(arguments.held_out, arguments.list)
     volumes = [volume for volume in read_manifest(arguments.data) if volume.name in names]
     if not volumes:
         raise InputError(f"None of the volumes of {arguments.held_out} is in {arguments.data}.")

@@ -68,15 +68,18 @@ def read_manifest(path: Path) -> list[Volume]:
     return volumes
 
 
-def read_excluded_names(path: Path) -> set[str]:
-    """Names of the volumes kept out of training: those in any list of the split file.
+def read_excluded_names(path: Path, chosen: str | None = None) -> set[str]:
+    """Names of the volumes kept out of training: those in any list of the split file, or in the `chosen` one.
 
     Raises:
-        InputError: if the file cannot be read.
+        InputError: if the file cannot be read or lacks that list.
     """
     try:
         content = json.loads(path.read_text())
-        return {name for value in content.values() if isinstance(value, list) for name in value}
+        lists = {name: value for name, value in content.items() if isinstance(value, list)}
+        return {name for value in ([lists[chosen]] if chosen else lists.values()) for name in value}
+    except KeyError:
+        raise InputError(f"The split file {path} has no list named {chosen}.") from None
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"The split file {path} cannot be read: {error}.") from error
 
