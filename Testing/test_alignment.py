@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from SAMRegistrationLib.alignment import align
+from SAMRegistrationLib.alignment.checks import doubts
+from SAMRegistrationLib.alignment.intensity_alignment import IntensityAligner
 from SAMRegistrationLib.alignment.refinement import Model
 from SAMRegistrationLib.alignment.robust_fit import fit_transform, plausible, robust_fit
 from SAMRegistrationLib.alignment.search import search_translations
-from SAMRegistrationLib.alignment.volumes import CoarseVolume
+from SAMRegistrationLib.alignment.volumes import CoarseVolume, PreparedImage
 from SAMRegistrationLib.errors import InputError
 from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.grid import Grid
@@ -267,3 +269,16 @@ def test_an_unknown_model_is_refused() -> None:
     image = _phantom(_grid(), AffineTransform())
     with pytest.raises(ValueError, match="perspective"):
         align(image, image, model="perspective")
+
+
+def test_doubts_are_told_and_volumes_without_overlap_are_refused() -> None:
+    grid = _grid()
+    prepared = [PreparedImage.of(_phantom(grid, AffineTransform())) for _ in range(2)]
+    aligner = IntensityAligner(*prepared)
+    assert doubts(aligner.judged(AffineTransform()), aligner, None) == []
+    stretched = aligner.judged(AffineTransform.about_center(np.diag([1.3, 1, 1]), (0, 0, 0)))
+    assert any("stretches" in sentence for sentence in doubts(stretched, aligner, None))
+    shifted = aligner.judged(AffineTransform.translation((70, 40, 60)))
+    assert any("little alike" in sentence for sentence in doubts(shifted, aligner, None))
+    with pytest.raises(InputError, match="overlap"):
+        doubts(aligner.judged(AffineTransform.translation((900, 0, 0))), aligner, None)

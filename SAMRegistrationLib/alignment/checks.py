@@ -12,9 +12,9 @@ LEAST_OVERLAP = 0.05
 
 _SMALL_OVERLAP = 0.25
 _LOW_CORRELATION = 0.5
-_LOW_INFORMATION = 0.12
+_LOW_INFORMATION = 0.15
 _CLOSE_RUNNER_UP = 0.97
-_UNUSUAL_STRETCH = 2.5
+_UNUSUAL_STRETCH = 1.8
 
 
 def doubts(found: IntensityAlignment, aligner: IntensityAligner, features: FeatureAlignment | None) -> list[str]:
