@@ -5,13 +5,21 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from . import __version__
-from .errors import RegistrationError
+from .errors import RegistrationError, UsageError
 from .models.command import add_models_arguments, run_models
 
 CANCELLED_STATUS = 130
 OUT_OF_MEMORY_STATUS = 4
+
+
+class _Parser(argparse.ArgumentParser):
+    """Wrong use is one sentence, like any other mistake."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 failed, 2 wrong use, 3 bad input, 4 not enough memory, 130 cancelled.
     """
-    options = build_parser().parse_args(arguments)
     try:
+        options = build_parser().parse_args(arguments)
         return int(options.run(options) or 0)
     except RegistrationError as error:
         return _fail(str(error), error.exit_status)
@@ -38,7 +46,7 @@ def _fail(sentence: str, status: int) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; what they need is loaded when they run."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="samreg", description="Register medical volumes by self-supervised anatomical embeddings."
     )
     parser.add_argument("--version", action="version", version=f"samreg {__version__}")

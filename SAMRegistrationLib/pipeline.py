@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from .device import resolve_device
@@ -21,14 +22,15 @@ from .grid import Grid
 from .image import Image
 from .image_io import write_image
 from .inputs import TransformLike, VolumeLike, as_mask, as_transform, as_volume, origin_of
+from .memory_estimate import require_memory_for
 from .methods.problem import GRID_MULTIPLE, Problem
 from .metrics import StageRecorder, field_quality
 from .presets import Preset, load_preset
 from .report import build_report, describe_input, similarity_under, write_report
 from .sampling import Interpolation, Outside
-from .stages import run_stage
+from .stages import check_stages, run_stage
 from .transform_io import write_transform
-from .transforms import CompositeTransform, Transform
+from .transforms import CompositeTransform, Transform, transform_points
 
 Progress = Callable[[str, float], None]
 """Told the stage at work and the finished fraction of everything; may raise `Cancelled`."""
@@ -115,15 +117,18 @@ def register(
         NotEnoughMemoryError: if the work does not fit.
     """
     chosen = preset if isinstance(preset, Preset) else load_preset(preset)
+    check_stages(chosen.stages)
     target = resolve_device(device)
     plan = {"prepare": 1.0, **{stage.name: stage.share for stage in chosen.stages}, "finish": 2.0}
     recorder = StageRecorder(progress, plan, target)
     with recorder.stage("prepare"):
         volumes = as_volume(fixed, "fixed"), as_volume(moving, "moving")
-        masks = as_mask(fixed_mask, volumes[0]), as_mask(moving_mask, volumes[1])
-        start = as_transform(initial)
         notes: list[str] = []
+        masks = _noting(notes, lambda: (as_mask(fixed_mask, volumes[0]), as_mask(moving_mask, volumes[1])))
+        start = as_transform(initial)
+        _require_overlap(start, volumes)
         extractor = _noting(notes, lambda: _extractor(chosen, model, target, strict, volumes))
+        _require_memory(chosen, extractor, volumes, target)
         problem = _prepare(chosen, extractor, volumes, masks, target, seed)
         problem.warnings.extend(notes)
     try:
@@ -177,6 +182,28 @@ def _noting(notes: list[str], work: Callable[[], Any]) -> Any:
         elif str(warning.message) not in notes:
             notes.append(str(warning.message))
     return result
+
+
+def _require_overlap(start: Transform | None, volumes: tuple[Image, Image]) -> None:
+    """Refuse a given start under which no part of the fixed volume's box lies in the moving one."""
+    if start is None:
+        return
+    fixed, moving = (volume.grid for volume in volumes)
+    steps = (np.linspace(-0.5, n - 0.5, 9) for n in fixed.size)
+    positions = fixed.to_world(np.stack(np.meshgrid(*steps), axis=-1))
+    if not bool(moving.contains(transform_points(start, positions)).any()):
+        raise InputError(
+            "the volumes do not overlap under the initial transform; it must map from fixed to moving space"
+        )
+
+
+def _require_memory(
+    preset: Preset, extractor: FeatureExtractor, volumes: tuple[Image, Image], device: torch.device
+) -> None:
+    spacing = extractor.spacing or preset.spacing
+    fixed, moving = (volume.grid for volume in volumes)
+    working = working_grid(fixed, spacing), _not_finer(moving, spacing)
+    require_memory_for(preset, extractor, *working, fixed, device)
 
 
 def _prepare(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 
 from torch import Tensor
 
@@ -25,21 +26,36 @@ DEFORMABLE: dict[str, Callable[..., Tensor]] = {
 """Methods that find a displacement, in voxels of their own grid over the working grid's box."""
 
 
+def check_stages(stages: Iterable[Stage]) -> None:
+    """Refuse, before any work, stages and settings that do not exist.
+
+    Raises:
+        InputError: if the preset names a stage or a setting that there is not.
+    """
+    for stage in stages:
+        if stage.name != "align" and stage.name not in DEFORMABLE:
+            known = ", ".join(["align", *DEFORMABLE])
+            raise InputError(f'a preset asks for the unknown stage "{stage.name}"; there are {known}')
+        parameters = inspect.signature(DEFORMABLE.get(stage.name, align_stage)).parameters
+        names = {name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
+        unknown = sorted(set(stage.settings) - names)
+        takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        if unknown and not takes_more:
+            raise InputError(
+                f'a preset gives the stage "{stage.name}" the unknown setting "{unknown[0]}"; '
+                f"there are {', '.join(sorted(names))}"
+            )
+
+
 def run_stage(problem: Problem, stage: Stage, start: Transform | None) -> None:
     """Run one stage of a preset on a problem, which then holds what was found.
 
     Args:
         problem: the pair.
-        stage: what to run.
+        stage: what to run, one that `check_stages` lets pass.
         start: the transform that the user gave to start from, if any.
-
-    Raises:
-        InputError: if the preset names a stage or a setting that does not exist.
     """
     if stage.name == "align":
         align_stage(problem, start, **stage.settings)
-    elif stage.name in DEFORMABLE:
-        problem.displacement = DEFORMABLE[stage.name](problem, **stage.settings)
     else:
-        known = ", ".join(["align", *DEFORMABLE])
-        raise InputError(f'a preset asks for the unknown stage "{stage.name}"; there are {known}')
+        problem.displacement = DEFORMABLE[stage.name](problem, **stage.settings)

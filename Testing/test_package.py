@@ -46,6 +46,7 @@ LAYERS = [
     ["report"],
     ["evaluation"],
     ["presets"],
+    ["memory_estimate"],
     ["stages"],
     ["pipeline"],
     ["figure_scene"],
