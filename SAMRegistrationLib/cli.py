@@ -10,6 +10,7 @@ from typing import NoReturn
 from . import __version__
 from .errors import RegistrationError, UsageError
 from .models.command import add_models_arguments, run_models
+from .training.command import add_train_arguments, run_train
 
 CANCELLED_STATUS = 130
 OUT_OF_MEMORY_STATUS = 4
@@ -119,6 +120,11 @@ def _add_models(subparsers: argparse._SubParsersAction) -> None:
     subparsers.choices["models"].set_defaults(run=run_models)
 
 
+def _add_train(subparsers: argparse._SubParsersAction) -> None:
+    add_train_arguments(subparsers)
+    subparsers.choices["train"].set_defaults(run=run_train)
+
+
 def _add_doctor(subparsers: argparse._SubParsersAction) -> None:
     command = subparsers.add_parser("doctor", help="say what this machine offers and what is missing")
     command.set_defaults(run=_lazily("doctor_command"))
@@ -150,6 +156,7 @@ _SUBCOMMANDS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (
     _add_match,
     _add_presets,
     _add_models,
+    _add_train,
     _add_doctor,
     _add_demo,
 )

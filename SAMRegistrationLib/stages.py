@@ -13,6 +13,7 @@ from .methods.convexadam import convexadam
 from .methods.instance_optimization import instance_optimization
 from .methods.message_passing import message_passing
 from .methods.problem import Problem
+from .methods.sam_coarse import sam_coarse
 from .methods.samconvex import samconvex
 from .presets import Stage
 from .transforms import Transform
@@ -21,6 +22,7 @@ DEFORMABLE: dict[str, Callable[..., Tensor]] = {
     "convexadam": convexadam,
     "instance_optimization": instance_optimization,
     "message_passing": message_passing,
+    "sam_coarse": sam_coarse,
     "samconvex": samconvex,
 }
 """Methods that find a displacement, in voxels of their own grid over the working grid's box."""
