@@ -8,12 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from . import __version__
-from .errors import RegistrationError, UsageError
+from .errors import Cancelled, NotEnoughMemoryError, RegistrationError, UsageError, is_out_of_memory
 from .models.command import add_models_arguments, run_models
 from .training.command import add_train_arguments, run_train
-
-CANCELLED_STATUS = 130
-OUT_OF_MEMORY_STATUS = 4
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,9 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RegistrationError as error:
         return _fail(str(error), error.exit_status)
     except KeyboardInterrupt:
-        return _fail("cancelled; nothing was written", CANCELLED_STATUS)
-    except MemoryError:
-        return _fail("not enough memory", OUT_OF_MEMORY_STATUS)
+        return _fail("cancelled; nothing was written", Cancelled.exit_status)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return _fail("memory ran out; crop the volumes or make them coarser", NotEnoughMemoryError.exit_status)
 
 
 def _fail(sentence: str, status: int) -> int:

@@ -36,5 +36,12 @@ class Cancelled(RegistrationError):  # noqa: N818 - a user's wish, not a fault
     exit_status = 130
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; torch on a CPU and ITK say so in words only."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
 class RegistrationWarning(UserWarning):
     """Something the user should know about a result that was nevertheless produced."""

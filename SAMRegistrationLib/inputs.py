@@ -89,7 +89,7 @@ def as_transform(source: TransformLike | None) -> Transform | None:
             return AffineTransform(source)
     except ValueError as error:
         raise InputError(f"the initial transform cannot be used: {error}") from error
-    if not hasattr(source, "transform_points"):
+    if not hasattr(source, "map_world"):
         raise UsageError(f"the initial transform must be a path, a transform or a 4x4 matrix, not {type(source)}")
     return source
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .device import resolve_device
-from .errors import InputError, NotEnoughMemoryError, RegistrationWarning
+from .errors import InputError, NotEnoughMemoryError, RegistrationWarning, is_out_of_memory
 from .features.base import FeatureExtractor
 from .features.registry import get_extractor
 from .field import DisplacementField, displacement_on
@@ -140,7 +140,9 @@ def register(
             transform = _final_transform(problem)
             result = RegistrationResult(transform, *volumes, report={})
             found = _judged(result)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise NotEnoughMemoryError(_memory_advice(chosen, problem)) from error
     inputs = _described((fixed, moving, fixed_mask, moving_mask, initial), volumes)
     report = build_report(
