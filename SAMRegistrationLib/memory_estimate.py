@@ -15,6 +15,7 @@ BYTES_PER_WORKING_VOXEL = {
     "message_passing": 150,
     "instance_optimization": 160,
     "convexadam": 130,
+    "sam_coarse": 170,
     "samconvex": 260,
 }
 """Peak of every stage on MIND features, in bytes per voxel of the working grid."""

@@ -35,6 +35,9 @@ from .transforms import CompositeTransform, Transform, transform_points
 Progress = Callable[[str, float], None]
 """Told the stage at work and the finished fraction of everything; may raise `Cancelled`."""
 
+LEAST_MEASURED_VOXELS = 8
+"""Along every axis, where the quality of the field is measured."""
+
 OUTPUTS = ("transform.h5", "displacement.nii.gz", "warped.nii.gz", "report.json")
 
 
@@ -264,11 +267,16 @@ def _final_transform(problem: Problem) -> Transform:
 def _judged(result: RegistrationResult) -> dict[str, Any]:
     """Similarity before and after, and the quality of the field, as the report wants them."""
     field = result.displacement
+    # A volume of very few slices is measured between them too: derivatives need neighbors.
+    size = [max(n, LEAST_MEASURED_VOXELS) for n in field.grid.size]
+    measured = (
+        field if size == list(field.grid.size) else displacement_on(result.transform, field.grid.resized(size))
+    )
     nothing = DisplacementField.zero(field.grid)
     return {
         "similarity_before": similarity_under(nothing, result.fixed, result.moving),
         "similarity_after": similarity_under(field, result.fixed, result.moving),
-        "field": field_quality(field.to_voxels()),
+        "field": field_quality(measured.to_voxels()),
     }
 
 
