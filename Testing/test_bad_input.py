@@ -267,6 +267,7 @@ def unrelated() -> dict[str, tuple[Image, Image]]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", unrelated().values(), ids=unrelated().keys())
 def test_volumes_with_nothing_in_common_are_refused_or_come_with_a_warning(pair: tuple[Image, Image]) -> None:
     try:

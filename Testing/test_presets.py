@@ -15,6 +15,7 @@ from SAMRegistrationLib.presets import load_preset, preset_names
 from SAMRegistrationLib.stages import DEFORMABLE
 
 REQUIRED = {"affine", "convexadam", "default", "rigid", "samconvex", "samconvex-io"}
+SLOW = {"convexadam", "samconvex", "samconvex-io"}
 LINEAR = {"affine", "rigid"}
 LARGEST_MEAN_ERROR_MM = {"rigid": 4.5, "affine": 3.5}
 """A linear map cannot follow the deformation; all others must come within a working voxel on average."""
@@ -26,7 +27,7 @@ def pair() -> PhantomPair:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "convexadam")) for name in preset_names()]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in preset_names()]
 )
 def test_every_preset_improves_the_pair_without_folds(pair: PhantomPair, name: str) -> None:
     found = register(pair.fixed, pair.moving, preset=name, model="mind")
