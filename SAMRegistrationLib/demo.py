@@ -13,15 +13,8 @@ from .report import write_report
 from .tables import evaluation_text, report_text
 
 SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / "Resources" / "SampleData"
-FIXED, MOVING = "lidc0405", "ts_example"
-LABEL_NAMES = {
-    1: "spleen", 2: "right kidney", 3: "left kidney", 5: "liver", 6: "stomach", 7: "pancreas",
-    9: "left adrenal gland", 10: "left upper lung lobe", 11: "left lower lung lobe", 14: "right lower lung lobe",
-    18: "small bowel", 19: "duodenum", 20: "colon", 29: "vertebra L3", 30: "vertebra L2", 31: "vertebra L1",
-    32: "vertebra T12", 52: "aorta", 63: "inferior vena cava", 64: "portal vein", 79: "spinal cord",
-    86: "left back muscle", 87: "right back muscle", 88: "left iliopsoas", 89: "right iliopsoas",
-    101: "left rib 10", 102: "left rib 11", 117: "costal cartilage",
-}  # fmt: skip
+FIXED, MOVING = "lidc0405", "lungdx0001"
+LABEL_NAMES = {2: "right lung", 3: "left lung", 4: "bone"}
 
 
 def run_demo(
@@ -45,6 +38,7 @@ def run_demo(
         result.moving,
         fixed_labels=labels[FIXED],
         moving_labels=labels[MOVING],
+        labels=LABEL_NAMES,
         label_names=LABEL_NAMES,
     )
     result.save(folder)
@@ -65,5 +59,5 @@ def _draw(result: RegistrationResult, labels: dict[str, Image], picture: Path) -
         picture,
         fixed_labels=labels[FIXED],
         moving_labels=labels[MOVING],
-        title=f"{MOVING} onto {FIXED}: two patients, only the upper abdomen in common",
+        title=f"{MOVING} onto {FIXED}: chest CTs of two patients",
     )
