@@ -1,5 +1,5 @@
 """Linear alignment without a start: embeddings or intensities, robustly, with a verdict."""
 
-from .align import Alignment, align
+from .align import Alignment, align, judge
 
-__all__ = ["Alignment", "align"]
+__all__ = ["Alignment", "align", "judge"]

@@ -17,6 +17,9 @@ from .intensity_alignment import IntensityAligner, IntensityAlignment
 from .refinement import Model
 from .volumes import PreparedImage
 
+WELL_OVERLAPPING = 0.6
+"""A map that rests on a smaller common part is carried far beyond it, which is worth a second opinion."""
+
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
@@ -81,7 +84,7 @@ def align(
         by_features = _attempted(
             lambda: align_features(fixed_features, moving_features, bodies[0], bodies[1], wanted, seed)
         )
-    if by_features is not None and by_features.reliable:
+    if by_features is not None and by_features.reliable and _well_overlapping(by_features, aligner):
         return _from_features(by_features, aligner)
     if initial is not None:
         found = aligner.improve([initial], wanted)
@@ -93,6 +96,23 @@ def align(
         if judged.score > found.score:
             return _from_features(by_features, aligner)
     return _from_intensities(found, wanted, aligner)
+
+
+def judge(
+    fixed: Image,
+    moving: Image,
+    transform: AffineTransform,
+    fixed_mask: Tensor | None = None,
+    moving_mask: Tensor | None = None,
+    seed: int = 0,
+) -> float:
+    """The score of any map between two volumes, comparable with the score of their alignment."""
+    prepared = PreparedImage.of(fixed, fixed_mask), PreparedImage.of(moving, moving_mask)
+    return IntensityAligner(*prepared, seed).judged(transform).score
+
+
+def _well_overlapping(found: FeatureAlignment, aligner: IntensityAligner) -> bool:
+    return aligner.judged(found.fit.transform).overlap >= WELL_OVERLAPPING
 
 
 def _attempted(attempt: Callable[[], FeatureAlignment]) -> FeatureAlignment | None:

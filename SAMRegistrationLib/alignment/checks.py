@@ -38,7 +38,7 @@ def doubts(found: IntensityAlignment, aligner: IntensityAligner, features: Featu
         sentences.append("another alignment fits almost as well, so this one may be wrong")
     if features is not None and not features.reliable:
         count = int(features.fit.inliers.sum())
-        sentences.append(f"only {count} of {len(features.matches)} matched points agree with the alignment")
+        sentences.append(f"only {count} of {features.stable} matched points agree with the alignment")
     if (stretch := unusual_stretch(found.transform)) > _UNUSUAL_STRETCH:
         sentences.append(f"the alignment stretches by {stretch:.1f} times the usual difference between people")
     return [f"check the alignment: {sentence}" for sentence in sentences]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..features.base import Features
 from ..grid import FloatArray
@@ -34,17 +35,18 @@ class FeatureAlignment:
 
     Args:
         fit: the map and its inliers among the matches.
-        matches: the stable matches.
-        sampled: number of points that were looked up.
+        matches: the stable matches that can have a partner.
+        stable: number of all stable matches.
     """
 
     fit: Fit
     matches: Matches
-    sampled: int
+    stable: int
 
     @property
     def inlier_share(self) -> float:
-        return float(self.fit.inliers.mean())
+        """Of all stable matches."""
+        return float(self.fit.inliers.sum()) / max(self.stable, 1)
 
     @property
     def reliable(self) -> bool:
@@ -76,9 +78,24 @@ def align_features(
     matches = stable_matches(points, first, second)
     if len(matches) > 5:
         matches = matches.select(matches.score >= np.quantile(matches.score, _LOWEST_SCORE_SHARE))
+    stable = len(matches)
     weights = np.clip(matches.score, 1e-3, None) * _core_weights(matches.points)
     fit = robust_fit(matches.points, matches.matched, weights, model, TOLERANCE_MM, seed=seed)
-    return FeatureAlignment(fit, matches, len(points))
+    possible = _possible(matches, fit, fixed_body, moving_body)
+    if not possible.all() and int((fit.inliers & possible).sum()) >= WELL_SUPPORTED:
+        matches = matches.select(possible)
+        fit = robust_fit(matches.points, matches.matched, weights[possible], model, TOLERANCE_MM, seed=seed)
+    return FeatureAlignment(fit, matches, stable)
+
+
+def _possible(matches: Matches, fit: Fit, fixed_body: Image, moving_body: Image) -> NDArray[np.bool_]:
+    """Which points have their true partner inside both volumes, as far as a first fit can tell.
+
+    A point beyond the end of the other scan is matched to that end, where many such matches pull on the fit.
+    """
+    there = moving_body.grid.contains(fit.transform.transform_points(matches.points))
+    back = fixed_body.grid.contains(fit.transform.inverse().transform_points(matches.matched))
+    return there & back
 
 
 def _core_weights(points: FloatArray) -> FloatArray:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from ..alignment import Alignment, align
+from ..alignment import Alignment, align, judge
 from ..features.base import FeatureExtractor
 from ..grid import Grid
 from ..image import Image
@@ -56,9 +56,13 @@ def sam_affine(
     aligned = aligned_volume(moving, first.transform, fixed.grid)
     again = extractor.extract(aligned)
     second = align(fixed, aligned, features, again, model, AffineTransform(), fixed_mask, seed=seed)
-    if second.score <= first.score:
-        return first
-    return replace(second, transform=first.transform.compose(second.transform))
+    transform = first.transform.compose(second.transform)
+    score = judge(fixed, moving, transform, fixed_mask, moving_mask, seed)
+    # Turned embeddings do not match; where upright ones do, they are trusted more than intensities, as in `align`.
+    upright = turn_degrees(first.transform) > LARGE_TURN_DEGREES and second.method == "features"
+    if (upright and not second.warnings) or score > first.score:
+        return replace(second, transform=transform, score=score)
+    return first
 
 
 def aligned_volume(moving: Image, transform: AffineTransform, grid: Grid) -> Image:
