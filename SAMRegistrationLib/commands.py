@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import InputError, RegistrationWarning
+from .errors import InputError, RegistrationWarning, UsageError
 from .files import require_writable_folder
 
 
@@ -130,6 +130,8 @@ def match_command(options: argparse.Namespace) -> int:
         outside = int((~fixed.grid.contains(points.points)).sum())
         if outside:
             raise InputError(f"{outside} of {len(points)} points lie outside the fixed volume")
+        if extractor.name == "mind":
+            raise UsageError("MIND only describes what is near, so it cannot find points; match with embeddings")
         with torch.inference_mode():
             found = match_points(points.points, extractor.extract(fixed), extractor.extract(moving))
         write_points(PointSet(found.matched, points.labels), options.output)

@@ -166,14 +166,14 @@ def _extractor(
 ) -> FeatureExtractor:
     """The features asked for, or the preset's fallback where weights are missing or made for other modalities."""
     strict = strict or preset.fallback is None
-    extractor = get_extractor(model or preset.features, device, strict=strict)
+    extractor = get_extractor(model or preset.features, device, strict=strict, mind_spacing=preset.spacing)
     if all(extractor.suits(volume) for volume in volumes):
         return extractor
     sentence = f"{extractor.name} features were not made for volumes of this modality"
     if strict or preset.fallback is None:
         raise InputError(f"{sentence}; choose other features or allow the fallback")
     warnings.warn(f"{sentence}; {preset.fallback} features are used instead", RegistrationWarning, stacklevel=2)
-    return get_extractor(preset.fallback, device)
+    return get_extractor(preset.fallback, device, mind_spacing=preset.spacing)
 
 
 def _noting(notes: list[str], work: Callable[[], Any]) -> Any:

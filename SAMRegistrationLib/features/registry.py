@@ -13,17 +13,20 @@ from .mind import MindExtractor
 from .sam import SamExtractor
 
 
-def get_extractor(name: str, device: torch.device | str = "cpu", *, strict: bool = False) -> FeatureExtractor:
+def get_extractor(
+    name: str, device: torch.device | str = "cpu", *, strict: bool = False, mind_spacing: float = 2.0
+) -> FeatureExtractor:
     """The extractor called `name`: "mind", "sam" for the default model, or a model of the catalogue.
 
-    Where "sam" finds no weights, MIND takes its place with a RegistrationWarning, unless `strict`.
+    Where "sam" finds no weights, MIND takes its place with a RegistrationWarning, unless `strict`. MIND works at
+    `mind_spacing` mm, models at their own spacing.
 
     Raises:
         UsageError: if there is no such model, or, when strict, no default model.
         InputError: if the weights of a model are missing or damaged.
     """
     if name == "mind":
-        return MindExtractor(device=device)
+        return MindExtractor(mind_spacing, device=device)
     if name == "sam" and not strict:
         entry = _default_model()
         if entry is None:
@@ -32,7 +35,7 @@ def get_extractor(name: str, device: torch.device | str = "cpu", *, strict: bool
                 RegistrationWarning,
                 stacklevel=2,
             )
-            return MindExtractor(device=device)
+            return MindExtractor(mind_spacing, device=device)
         return SamExtractor.of_model(entry, device)
     return SamExtractor.of_model(find_model(name), device)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from ..alignment import align
+from ..alignment.refinement import Model
+from ..errors import InputError
 from ..transforms import AffineTransform, Transform
 from .problem import Problem
 
@@ -16,7 +18,14 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
             search starts there.
         model: "rigid", "similarity" or "affine".
         refine: improve the user's transform instead of taking it.
+
+    Raises:
+        InputError: for an unknown model, or if no plausible alignment is found.
     """
+    try:
+        Model(model)
+    except ValueError as error:
+        raise InputError(f'a preset asks for an alignment of the unknown kind "{model}"') from error
     if start is not None and not (refine and isinstance(start, AffineTransform)):
         problem.initial = start
         problem.details["align"] = {"model": "given"}

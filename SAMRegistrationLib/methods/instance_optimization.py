@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..features.base import FeatureExtractor
 from ..features.mind import MindExtractor
 from ..solvers.folding import remove_folds
@@ -54,7 +55,10 @@ def instance_optimization(
     if correlation_weight > 0:
         fixed, moving = (at_shape(volume, shape) for volume in volumes)
         terms.append(CorrelationTerm(fixed, moving, weight=correlation_weight))
-    config = OptimizationConfig(**settings)
+    try:
+        config = OptimizationConfig(**settings)
+    except TypeError as error:
+        raise InputError(f"instance_optimization has no such setting: {error}") from error
     found = problem.displacement
     start = (
         torch.zeros((1, 3, *shape), device=problem.device) if found is None else resized_displacement(found, shape)

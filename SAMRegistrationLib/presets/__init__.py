@@ -65,7 +65,7 @@ def load_preset(name: str | Path) -> Preset:
         raise UsageError(f'unknown preset "{name}"; choose one of {", ".join(preset_names())}')
     try:
         return _parse(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a valid preset: {error}") from error
 
 
