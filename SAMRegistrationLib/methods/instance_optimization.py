@@ -12,9 +12,9 @@ from ..features.base import FeatureExtractor
 from ..features.mind import MindExtractor
 from ..solvers.folding import remove_folds
 from ..solvers.instance_optimization import OptimizationConfig, optimize
-from ..solvers.ops import warp
+from ..solvers.ops import upsample, warp
 from ..solvers.terms import CorrelationTerm, FeatureTerm, Term
-from .problem import Problem, at_shape, resized_displacement
+from .problem import Problem, at_shape
 
 
 def instance_optimization(
@@ -60,9 +60,7 @@ def instance_optimization(
     except TypeError as error:
         raise InputError(f"instance_optimization has no such setting: {error}") from error
     found = problem.displacement
-    start = (
-        torch.zeros((1, 3, *shape), device=problem.device) if found is None else resized_displacement(found, shape)
-    )
+    start = torch.zeros((1, 3, *shape), device=problem.device) if found is None else upsample(found, shape)
     result = optimize(
         start, terms, config, callback=lambda iteration, _: problem.progress((iteration + 1) / config.iterations)
     )
@@ -78,7 +76,7 @@ def _voxel_weight(problem: Problem) -> Tensor | None:
     """1 on the working grid where both volumes have data under the displacement found so far, or None."""
     fixed, moving = problem.masks()
     if moving is not None and problem.displacement is not None:
-        moving = warp(moving, resized_displacement(problem.displacement, problem.grid.shape))
+        moving = warp(moving, upsample(problem.displacement, problem.grid.shape))
     if fixed is None or moving is None:
         return moving if fixed is None else fixed
     return fixed * moving

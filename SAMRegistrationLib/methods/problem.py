@@ -14,6 +14,7 @@ from ..field import DisplacementField
 from ..grid import Grid
 from ..image import Image
 from ..sampling import Interpolation, sample, voxel_mesh
+from ..solvers.ops import upsample
 from ..transforms import AffineTransform, CompositeTransform, Transform
 
 Progress = Callable[[float], None]
@@ -96,7 +97,7 @@ class Problem:
         u = self.displacement if displacement is None else displacement
         world = voxel_mesh(self.grid.shape, self.grid.voxel_to_world, self.device)
         if u is not None:
-            world += DisplacementField.from_voxels(resized_displacement(u, self.grid.shape), self.grid).data[0]
+            world += DisplacementField.from_voxels(upsample(u, self.grid.shape), self.grid).data[0]
         voxel = AffineTransform(self.moving.grid.world_to_voxel).map_world(self.initial.map_world(world))
         values = sample(self.moving.tensor(), voxel, fill=self.moving.background)
         return WarpedVolume(values, self._moving_valid_at(voxel))
@@ -130,15 +131,6 @@ class Problem:
         if coarse is None or grids[1] is None:
             return Features(FeatureMap(fine, grids[0]))
         return Features(FeatureMap(fine, grids[0]), FeatureMap(coarse, grids[1]))
-
-
-def resized_displacement(u: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """A displacement in voxels of its own shape, as one in voxels of another shape over the same box."""
-    if tuple(u.shape[2:]) == tuple(shape):
-        return u
-    ratios = [new / old for new, old in zip(shape[::-1], u.shape[:1:-1], strict=True)]
-    scale = torch.tensor(ratios, device=u.device, dtype=u.dtype).view(1, 3, 1, 1, 1)
-    return functional.interpolate(u, size=tuple(shape), mode="trilinear", align_corners=False) * scale
 
 
 def at_shape(volume: Tensor, shape: tuple[int, ...]) -> Tensor:

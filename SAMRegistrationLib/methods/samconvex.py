@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..solvers.coupled_convex import COUPLINGS, RADII, solve_pyramid
-from .problem import Problem, resized_displacement
+from ..solvers.ops import upsample
+from .problem import Problem
 
 
 def samconvex(
@@ -74,4 +75,4 @@ def image_pyramid(volume: Tensor, levels: int) -> list[Tensor]:
 
 def _start(problem: Problem, coarsest: Tensor) -> Tensor | None:
     u = problem.displacement
-    return None if u is None else resized_displacement(u, tuple(coarsest.shape[2:]))
+    return None if u is None else upsample(u, tuple(coarsest.shape[2:]))
