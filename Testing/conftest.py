@@ -7,8 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 DEFAULT_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+# The same examples every time, so that a change alone decides; `--hypothesis-profile search` looks for new ones.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("search", derandomize=False)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -69,7 +69,8 @@ def test_a_written_region_is_read_as_the_same_box(tmp_path: Path, roi: RegionOfI
 def test_a_point_is_inside_exactly_if_its_own_coordinates_are(roi: RegionOfInterest, seed: int) -> None:
     own = np.random.default_rng(seed).uniform(-1.5, 1.5, (50, 3))
     world = roi.center + own * roi.half_size @ roi.axes.T
-    np.testing.assert_array_equal(roi.contains(world), (np.abs(own) <= 1).all(axis=1))
+    clear = (np.abs(np.abs(own) - 1) * roi.half_size > 1e-3).all(axis=1)
+    np.testing.assert_array_equal(roi.contains(world)[clear], (np.abs(own) <= 1).all(axis=1)[clear])
 
 
 def test_corners_and_center_lie_inside_and_beyond_the_corners_nothing_does() -> None:
