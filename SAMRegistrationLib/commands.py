@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .errors import InputError, RegistrationWarning, UsageError
+from .errors import RegistrationWarning
 from .files import require_writable_folder
 
 
@@ -93,21 +93,10 @@ def evaluate_command(options: argparse.Namespace) -> int:
 
 def apply_command(options: argparse.Namespace) -> int:
     """`samreg apply`."""
-    from .field import displacement_on
-    from .image_io import read_image, read_labels, write_image
-    from .sampling import Interpolation
-    from .transform_io import read_transform
+    from .warping import warp_file
 
     with printed_warnings():
-        transform = read_transform(options.transform)
-        reference = read_image(options.reference)
-        moving = read_labels(options.input) if options.labels else read_image(options.input)
-        field = displacement_on(transform, reference.grid)
-        if options.labels:
-            warped = field.warp(moving, Interpolation.NEAREST, default=0)
-        else:
-            warped = field.warp(moving, Interpolation.LINEAR)
-        write_image(warped, options.output)
+        warp_file(options.transform, options.input, options.reference, options.output, options.labels)
     return 0
 
 
@@ -118,7 +107,7 @@ def match_command(options: argparse.Namespace) -> int:
     from .device import resolve_device
     from .features.registry import get_extractor
     from .image_io import read_image
-    from .matching import match_points
+    from .matching import match_points, require_matchable
     from .points import PointSet, read_points, write_points
     from .tables import text_table
 
@@ -127,11 +116,7 @@ def match_command(options: argparse.Namespace) -> int:
         device = resolve_device(options.device)
         extractor = get_extractor(options.model, device)
         fixed, moving = (read_image(path).to(device) for path in (options.fixed, options.moving))
-        outside = int((~fixed.grid.contains(points.points)).sum())
-        if outside:
-            raise InputError(f"{outside} of {len(points)} points lie outside the fixed volume")
-        if extractor.name == "mind":
-            raise UsageError("MIND only describes what is near, so it cannot find points; match with embeddings")
+        require_matchable(points.points, fixed.grid, extractor)
         with torch.inference_mode():
             found = match_points(points.points, extractor.extract(fixed), extractor.extract(moving))
         write_points(PointSet(found.matched, points.labels), options.output)

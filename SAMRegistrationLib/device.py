@@ -29,3 +29,14 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         found = f"{count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA device"
         raise InputError(f"device {name} is not there: torch {torch.__version__} finds {found} on this machine")
     return torch.device(name)
+
+
+def try_device(device: str | torch.device) -> None:
+    """Compute something small on a device, which tells whether torch's build fits it.
+
+    Raises:
+        RuntimeError: if it does not work.
+    """
+    volume, kernel = torch.ones(1, 1, 8, 8, 8, device=device), torch.ones(1, 1, 3, 3, 3, device=device)
+    # The sum waits for the device, where a kernel that fails does so late.
+    float(torch.nn.functional.conv3d(volume, kernel).sum())

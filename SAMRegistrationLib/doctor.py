@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from . import __version__
+from .device import try_device
 from .models.catalogue import list_models
 
 REQUIRED = ("torch", "SimpleITK", "numpy", "safetensors")
@@ -41,9 +42,7 @@ def _devices() -> tuple[bool, list[str]]:
     for name in names:
         title = "" if name == "cpu" else f" ({torch.cuda.get_device_name(name)})"
         try:
-            torch.nn.functional.conv3d(
-                torch.ones(1, 1, 8, 8, 8, device=name), torch.ones(1, 1, 3, 3, 3, device=name)
-            )
+            try_device(name)
             lines.append(f"device {name}{title}: works")
         except RuntimeError as error:
             works = False

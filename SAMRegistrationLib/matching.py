@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from .features.base import FeatureMap, Features
-from .grid import FloatArray
+from .errors import InputError, UsageError
+from .features.base import FeatureExtractor, FeatureMap, Features
+from .grid import FloatArray, Grid
 from .image import Image
 from .sampling import Interpolation, Outside, sample_points
 
@@ -130,6 +131,26 @@ class FeatureIndex:
             interior = (voxel[:, axis] > 0) & (voxel[:, axis] < size[axis] - 1) & (curvature < -1e-6)
             offset[:, axis] = torch.where(interior, peak.clamp(-0.5, 0.5), 0.0)
         return offset
+
+
+def require_matchable(points_world: ArrayLike, fixed: Grid, extractor: FeatureExtractor) -> None:
+    """Check that points can be matched before features are computed.
+
+    Args:
+        points_world: (n, 3) in the fixed world, LPS mm.
+        fixed: grid of the fixed volume.
+        extractor: of the features.
+
+    Raises:
+        InputError: if a point lies outside the fixed volume.
+        UsageError: if the features cannot find points.
+    """
+    points = np.asarray(points_world, dtype=np.float64)
+    outside = int((~fixed.contains(points)).sum())
+    if outside:
+        raise InputError(f"{outside} of {len(points)} points lie outside the fixed volume")
+    if extractor.name == "mind":
+        raise UsageError("MIND only describes what is near, so it cannot find points; match with embeddings")
 
 
 def match_points(

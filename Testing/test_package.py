@@ -32,7 +32,7 @@ LAYERS = [
     ["image_io"],
     ["points"],
     ["roi"],
-    ["inputs"],
+    ["inputs", "warping"],
     ["body"],
     ["networks"],
     ["models"],

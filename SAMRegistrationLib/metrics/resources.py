@@ -122,17 +122,31 @@ class StageRecorder:
 def peak_memory() -> float:
     """The most memory in MiB that this process has held in RAM so far."""
     if sys.platform == "win32":
-        return _windows_peak_working_set() / BYTES_PER_MEBIBYTE
-    if PROCESS_STATUS.exists():
-        # Linux hands the maximum of getrusage down to child processes, this one starts anew.
-        fields = dict(line.split(":", 1) for line in PROCESS_STATUS.read_text().splitlines())
-        if "VmHWM" in fields:
-            return int(fields["VmHWM"].split()[0]) / 1024
+        return _windows_memory().PeakWorkingSetSize / BYTES_PER_MEBIBYTE
+    # Linux hands the maximum of getrusage down to child processes, this one starts anew.
+    peak_on_linux = _from_status("VmHWM")
+    if peak_on_linux is not None:
+        return peak_on_linux
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     # macOS counts bytes, others kibibytes.
     return peak / BYTES_PER_MEBIBYTE if sys.platform == "darwin" else peak / 1024
+
+
+def resident_memory() -> float | None:
+    """The memory in MiB that this process holds in RAM now; None where the platform does not tell."""
+    if sys.platform == "win32":
+        return _windows_memory().WorkingSetSize / BYTES_PER_MEBIBYTE
+    return _from_status("VmRSS")
+
+
+def _from_status(field_name: str) -> float | None:
+    """A memory in MiB from Linux's status of this process; None on other platforms."""
+    if not PROCESS_STATUS.exists():
+        return None
+    fields = dict(line.split(":", 1) for line in PROCESS_STATUS.read_text().splitlines())
+    return int(fields[field_name].split()[0]) / 1024 if field_name in fields else None
 
 
 def device_peak_memory(device: torch.device | str) -> float:
@@ -157,7 +171,7 @@ class _ProcessMemoryCounters(ctypes.Structure):
     )
 
 
-def _windows_peak_working_set() -> int:
+def _windows_memory() -> _ProcessMemoryCounters:
     counters = _ProcessMemoryCounters()
     counters.cb = ctypes.sizeof(counters)
     windows: Any = ctypes.WinDLL  # type: ignore[attr-defined]
@@ -165,4 +179,4 @@ def _windows_peak_working_set() -> int:
     kernel.GetCurrentProcess.restype = ctypes.c_void_p
     psapi.GetProcessMemoryInfo.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong]
     psapi.GetProcessMemoryInfo(kernel.GetCurrentProcess(), ctypes.byref(counters), counters.cb)
-    return int(counters.PeakWorkingSetSize)
+    return counters
