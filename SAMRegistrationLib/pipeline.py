@@ -15,7 +15,7 @@ import torch
 from .device import resolve_device
 from .errors import InputError, NotEnoughMemoryError, RegistrationWarning, is_out_of_memory
 from .features.base import FeatureExtractor
-from .features.registry import get_extractor
+from .features.registry import ExtractorSource, get_extractor
 from .field import DisplacementField, displacement_on
 from .files import staged_outputs
 from .grid import Grid
@@ -95,6 +95,7 @@ def register(
     strict: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    extractors: ExtractorSource = get_extractor,
 ) -> RegistrationResult:
     """Find the map from fixed to moving space under which the moving volume fits the fixed one.
 
@@ -110,6 +111,7 @@ def register(
         strict: refuse to fall back to other features where weights are missing.
         seed: of everything random; the same inputs, device and seed give the same result.
         progress: told the stage and the finished fraction; raising `Cancelled` there stops the work.
+        extractors: where features come from; a source that remembers saves computing them again.
 
     Returns:
         The result; nothing is written until its `save`.
@@ -130,9 +132,9 @@ def register(
         masks = _noting(notes, lambda: (as_mask(fixed_mask, volumes[0]), as_mask(moving_mask, volumes[1])))
         start = as_transform(initial)
         _require_overlap(start, volumes)
-        extractor = _noting(notes, lambda: _extractor(chosen, model, target, strict, volumes))
+        extractor = _noting(notes, lambda: _extractor(chosen, model, target, strict, volumes, extractors))
         _require_memory(chosen, extractor, volumes, target)
-        problem = _prepare(chosen, extractor, volumes, masks, target, seed)
+        problem = prepare(extractor, volumes, chosen.spacing, target, masks, seed)
         problem.warnings.extend(notes)
     try:
         for stage in chosen.stages:
@@ -162,18 +164,23 @@ def register(
 
 
 def _extractor(
-    preset: Preset, model: str | None, device: torch.device, strict: bool, volumes: tuple[Image, Image]
+    preset: Preset,
+    model: str | None,
+    device: torch.device,
+    strict: bool,
+    volumes: tuple[Image, Image],
+    extractors: ExtractorSource,
 ) -> FeatureExtractor:
     """The features asked for, or the preset's fallback where weights are missing or made for other modalities."""
     strict = strict or preset.fallback is None
-    extractor = get_extractor(model or preset.features, device, strict=strict, mind_spacing=preset.spacing)
+    extractor = extractors(model or preset.features, device, strict=strict, mind_spacing=preset.spacing)
     if all(extractor.suits(volume) for volume in volumes):
         return extractor
     sentence = f"{extractor.name} features were not made for volumes of this modality"
     if strict or preset.fallback is None:
         raise InputError(f"{sentence}; choose other features or allow the fallback")
     warnings.warn(f"{sentence}; {preset.fallback} features are used instead", RegistrationWarning, stacklevel=2)
-    return get_extractor(preset.fallback, device, mind_spacing=preset.spacing)
+    return extractors(preset.fallback, device, mind_spacing=preset.spacing)
 
 
 def _noting(notes: list[str], work: Callable[[], Any]) -> Any:
@@ -211,16 +218,25 @@ def _require_memory(
     require_memory_for(preset, extractor, *working, fixed, device)
 
 
-def _prepare(
-    preset: Preset,
+def prepare(
     extractor: FeatureExtractor,
     volumes: tuple[Image, Image],
-    masks: tuple[torch.Tensor | None, torch.Tensor | None],
+    mind_spacing: float,
     device: torch.device,
-    seed: int,
+    masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+    seed: int = 0,
 ) -> Problem:
-    """Both volumes with axes along L, P, S at the working spacing, the masks with them."""
-    spacing = extractor.spacing or preset.spacing
+    """Both volumes with axes along L, P, S at the working spacing, the masks with them.
+
+    Args:
+        extractor: of the features, whose spacing is the working spacing.
+        volumes: fixed and moving.
+        mind_spacing: the working spacing in mm of features that work at any.
+        device: where the volumes shall lie.
+        masks: (z, y, x) bool on the volumes' own grids.
+        seed: of everything random.
+    """
+    spacing = extractor.spacing or mind_spacing
     fixed, moving = (volume.to(device).canonical() for volume in volumes)
     fixed_mask, moving_mask = (
         None if mask is None else volume.with_data(mask.float()).to(device).canonical()

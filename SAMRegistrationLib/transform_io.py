@@ -56,8 +56,13 @@ def read_transform(path: str | Path) -> Transform:
         raise InputError(f"{path} holds a transform that cannot be used: {error}") from error
 
 
-def write_transform(transform: Transform, path: str | Path) -> None:
+def write_transform(transform: Transform, path: str | Path, compress: bool = True) -> None:
     """Write a transform, complete or not at all: as ITK transform (.h5, .tfm) or as a displacement field image.
+
+    Args:
+        transform: the transform.
+        path: its name decides the format.
+        compress: of a field as NRRD or MetaImage; NIfTI is compressed or not as its name says.
 
     Raises:
         InputError: if the file type cannot hold the transform, the place cannot be written or the disk is full.
@@ -67,7 +72,7 @@ def write_transform(transform: Transform, path: str | Path) -> None:
     if name.endswith(FIELD_SUFFIXES):
         if not isinstance(transform, DisplacementField):
             raise InputError(f"cannot write {path}: only a displacement field can be written as an image")
-        write_sitk(_marked_for_slicer(transform.to_image(), name), path)
+        write_sitk(_marked_for_slicer(transform.to_image(), name), path, compress)
         return
     if not name.endswith(TRANSFORM_SUFFIXES):
         raise InputError(

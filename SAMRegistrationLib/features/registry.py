@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Protocol
 
 import torch
 
@@ -11,6 +12,14 @@ from ..models.catalogue import ModelEntry, find_model
 from .base import FeatureExtractor
 from .mind import MindExtractor
 from .sam import SamExtractor
+
+
+class ExtractorSource(Protocol):
+    """Where extractors come from: `get_extractor`, or something that keeps what that gives."""
+
+    def __call__(
+        self, name: str, device: torch.device | str = ..., *, strict: bool = ..., mind_spacing: float = ...
+    ) -> FeatureExtractor: ...
 
 
 def get_extractor(
