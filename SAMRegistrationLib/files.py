@@ -144,9 +144,24 @@ def _file_checksum(path: Path) -> str:
 def _create_staging(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=STAGING_PREFIX, dir=folder))
+        return Path(tempfile.mkdtemp(prefix=_staging_prefix(os.getpid()), dir=folder))
     except OSError as error:
         raise write_error(folder, error) from error
+
+
+def _staging_prefix(process: int) -> str:
+    return f"{STAGING_PREFIX}{process}-"
+
+
+def remove_staging(folder: str | Path, process: int) -> None:
+    """Remove what a process that was killed while it wrote left of `staged_outputs` in a folder.
+
+    Args:
+        folder: where it wrote; need not exist.
+        process: its id.
+    """
+    for left in Path(folder).glob(f"{_staging_prefix(process)}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _publish(staging: Path, folder: Path) -> None:
