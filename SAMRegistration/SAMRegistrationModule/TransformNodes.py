@@ -1,0 +1,133 @@
+"""Displacement fields and starts as MRML transform nodes, and transform nodes as files."""
+
+from pathlib import Path
+
+import slicer
+import vtk
+
+from .Flattening import coarser, displacementOf
+from .Geometry import GridGeometry, InputProblem, arrayFromMatrix, fromWorldOfTransform
+from .Lazy import numpy as np
+from .Lazy import numpySupport
+from .VolumeFiles import writeDisplacementFile, writeMatrixFile
+
+INTERPOLATION_ATTRIBUTE = "SAMRegistration.Interpolation"
+INITIAL_SPACING_MM = 4.0
+"""Sampling of a start that is not linear; it only has to lead near."""
+
+
+def readFieldFile(path: Path):
+    """A displacement file (LPS mm, from fixed to moving) as vtkOrientedGridTransform in RAS.
+
+    Raises:
+        InputProblem: if the file cannot be read or holds values that are not finite.
+    """
+    node = slicer.vtkMRMLTransformNode()
+    storage = slicer.vtkMRMLTransformStorageNode()
+    storage.SetFileName(str(path))
+    if not Path(path).is_file() or not storage.ReadData(node):
+        raise InputProblem(f"The result {Path(path).name} cannot be read back; see the log.")
+    grid = node.GetTransformFromParentAs("vtkOrientedGridTransform", False, False)
+    if grid is None or grid.GetDisplacementGrid() is None:
+        raise InputProblem(f"The result {Path(path).name} holds no displacement field; see the log.")
+    bounds = grid.GetDisplacementGrid().GetScalarRange()
+    if not all(abs(bound) < float("inf") for bound in bounds):
+        raise InputProblem(f"The result {Path(path).name} holds numbers that are not finite; see the log.")
+    grid.SetInterpolationModeToLinear()
+    return grid
+
+
+def markLinear(node) -> None:
+    """Note in a transform node, for the scene file, that its field is interpolated linearly."""
+    node.SetAttribute(INTERPOLATION_ATTRIBUTE, "linear")
+
+
+def restoreInterpolation(scene) -> int:
+    """Make the fields of this module linear again; returns how many were not.
+
+    The fields are solved and checked with linear interpolation, as ITK reads them. No file format of Slicer says
+    so: whatever is read comes back cubic, which differs where a field bends sharply.
+    """
+    changed = 0
+    for node in slicer.util.getNodesByClass("vtkMRMLTransformNode", scene):
+        if node.GetAttribute(INTERPOLATION_ATTRIBUTE) != "linear":
+            continue
+        for transform in (node.GetTransformFromParent(), node.GetTransformToParent()):
+            grid = transform if transform is not None and transform.IsA("vtkOrientedGridTransform") else None
+            if grid is not None and grid.GetInterpolationMode() != vtk.VTK_LINEAR_INTERPOLATION:
+                grid.SetInterpolationModeToLinear()
+                changed += 1
+    return changed
+
+
+def gridGeometry(gridTransform) -> GridGeometry:
+    """The grid that a displacement is given on."""
+    image = gridTransform.GetDisplacementGrid()
+    matrix = np.eye(4)
+    directions = arrayFromMatrix(gridTransform.GetGridDirectionMatrix())[:3, :3]
+    matrix[:3, :3] = directions * np.array(image.GetSpacing())
+    matrix[:3, 3] = image.GetOrigin()
+    return GridGeometry(tuple(image.GetDimensions()), matrix)
+
+
+def writeInitialFile(folder: Path, transformNode, fixedGeometry: GridGeometry) -> Path:
+    """Write a transform node with all its parents as a start for the library, from fixed to moving space.
+
+    The node is meant as Slicer means it: applied to the moving volume, it brings it near the fixed one.
+
+    Raises:
+        InputProblem: if it cannot be inverted.
+        OSError: if the place cannot be written.
+    """
+    if transformNode.IsTransformToWorldLinear():
+        matrix = vtk.vtkMatrix4x4()
+        transformNode.GetMatrixTransformFromWorld(matrix)
+        array = arrayFromMatrix(matrix)
+        if not np.isfinite(array).all() or abs(np.linalg.det(array[:3, :3])) < 1e-9:
+            raise InputProblem(f'The transform "{transformNode.GetName()}" cannot be inverted.')
+        return writeMatrixFile(folder / "initial.tfm", array)
+    geometry = coarser(fixedGeometry, INITIAL_SPACING_MM)
+    displacement = displacementOf(fromWorldOfTransform(transformNode), geometry)
+    return writeDisplacementFile(folder / "initial.nrrd", displacement, geometry)
+
+
+def fieldOf(gridTransform):
+    """The displacements (k, j, i, 3) of a grid transform in RAS mm, as they are stored."""
+    image = gridTransform.GetDisplacementGrid()
+    scalars = numpySupport.vtk_to_numpy(image.GetPointData().GetScalars())
+    return scalars.reshape(*reversed(image.GetDimensions()), 3) * gridTransform.GetDisplacementScale()
+
+
+def jacobianRange(gridTransform):
+    """The smallest Jacobian determinant of a displacement and the RAS position where it lies."""
+    geometry = gridGeometry(gridTransform)
+    field = fieldOf(gridTransform)
+    perVoxel = np.stack([_gradient(field, 2 - axis) / geometry.spacing[axis] for axis in range(3)], axis=-1)
+    jacobian = perVoxel @ geometry.directions.T + np.eye(3)
+    determinant = np.linalg.det(jacobian)
+    k, j, i = np.unravel_index(int(determinant.argmin()), determinant.shape)
+    position = geometry.ijkToRAS[:3, :3] @ np.array([i, j, k]) + geometry.ijkToRAS[:3, 3]
+    return float(determinant[k, j, i]), position
+
+
+def _gradient(field, axis: int):
+    return np.gradient(field, axis=axis) if field.shape[axis] > 1 else np.zeros_like(field)
+
+
+def writeTransformFile(folder: Path, transformNode, fixedGeometry: GridGeometry) -> Path:
+    """Write a transform node with all its parents as the library's transform from fixed to moving space.
+
+    A displacement field keeps its own grid; whatever else is not linear is sampled at the fixed volume's voxels.
+
+    Raises:
+        InputProblem: if it cannot be inverted.
+        OSError: if the place cannot be written.
+    """
+    grid = transformNode.GetTransformFromParentAs("vtkOrientedGridTransform", False, False)
+    isPlainField = grid is not None and transformNode.GetParentTransformNode() is None
+    if isPlainField and not transformNode.IsAbstractTransformComputedFromInverse(grid):
+        return writeDisplacementFile(folder / "transform.nrrd", fieldOf(grid), gridGeometry(grid))
+    if transformNode.IsTransformToWorldLinear():
+        return writeInitialFile(folder, transformNode, fixedGeometry)
+    displacement = displacementOf(fromWorldOfTransform(transformNode), fixedGeometry)
+    return writeDisplacementFile(folder / "transform.nrrd", displacement, fixedGeometry)
