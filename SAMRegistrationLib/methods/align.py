@@ -34,7 +34,7 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
     found = align(
         problem.fixed,
         problem.moving,
-        problem.features_of(problem.fixed.tensor()) if uses_embeddings else None,
+        problem.fixed_features() if uses_embeddings else None,
         problem.extractor.extract(problem.moving) if uses_embeddings else None,
         model=model,
         initial=start if isinstance(start, AffineTransform) else None,

@@ -27,7 +27,7 @@ def convexadam(problem: Problem, *, block: int = 3, radius: int = 4) -> Tensor:
         (1, 3, z, y, x) in voxels of the features.
     """
     with torch.no_grad():
-        fixed, moving = (problem.features_of(volume).joined().data for volume in problem.volumes())
+        fixed, moving = (features.joined().data for features in problem.features())
     discrete = discrete_stage(
         fixed, moving, DiscreteConfig(block=block, radius=radius, cost_scale=DESCRIPTOR_SCALE)
     )

@@ -39,7 +39,6 @@ def instance_optimization(
     Returns:
         (1, 3, z, y, x) in voxels of the fine features, without folds.
     """
-    volumes = problem.volumes()
     weights: list[tuple[FeatureExtractor, float]] = [(problem.extractor, feature_weight)]
     if problem.extractor.name == "mind":
         weights = [(problem.extractor, mind_weight or feature_weight)]
@@ -47,13 +46,13 @@ def instance_optimization(
         weights.append((MindExtractor(device=problem.device), mind_weight))
     voxel_weight = _voxel_weight(problem)
     terms: list[Term] = [
-        _feature_term(extractor, volumes, weight, voxel_weight, lattice)
+        _feature_term(problem, extractor, weight, voxel_weight, lattice)
         for extractor, weight in weights
         if weight > 0
     ]
     shape = getattr(terms[0], "shape", None) or tuple(n // 2 for n in problem.grid.shape)
     if correlation_weight > 0:
-        fixed, moving = (at_shape(volume, shape) for volume in volumes)
+        fixed, moving = (at_shape(volume, shape) for volume in problem.volumes())
         terms.append(CorrelationTerm(fixed, moving, weight=correlation_weight))
     try:
         config = OptimizationConfig(**settings)
@@ -83,14 +82,13 @@ def _voxel_weight(problem: Problem) -> Tensor | None:
 
 
 def _feature_term(
+    problem: Problem,
     extractor: FeatureExtractor,
-    volumes: tuple[Tensor, Tensor],
     weight: float,
     voxel_weight: Tensor | None,
     lattice: int,
 ) -> FeatureTerm:
-    with torch.no_grad():
-        fixed, moving = (extractor.extract_tensor(volume)[0] for volume in volumes)
-        if voxel_weight is not None:
-            voxel_weight = at_shape(voxel_weight, tuple(fixed.shape[2:]))
+    fixed, moving = (features.fine.data for features in problem.features(extractor))
+    if voxel_weight is not None:
+        voxel_weight = at_shape(voxel_weight, tuple(fixed.shape[2:]))
     return FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=lattice)

@@ -42,7 +42,7 @@ def message_passing(
     """
     with torch.inference_mode():
         fixed, moving = (
-            halved_levels(_features(problem, volume, mind_share), len(radii)) for volume in problem.volumes()
+            halved_levels(features, len(radii)) for features in joined_features(problem, mind_share)
         )
         # Thin volumes have fewer levels.
         radii = radii[-len(fixed) :]
@@ -65,11 +65,23 @@ def message_passing(
     return u.clone()
 
 
-def _features(problem: Problem, volume: Tensor, mind_share: float) -> Tensor:
-    """Unit vectors (1, C, z, y, x) whose dot product is the weighted mean of the similarities."""
-    own = problem.features_of(volume).joined().data
+def joined_features(problem: Problem, mind_share: float) -> tuple[Tensor, Tensor]:
+    """Unit vectors (1, C, z, y, x) of the fixed and the aligned moving volume for a search.
+
+    Args:
+        problem: the pair.
+        mind_share: share of MIND in the dot product, beside the problem's own features; 0 for none.
+    """
+    own = [features.joined().data for features in problem.features()]
     if mind_share == 0 or problem.extractor.name == "mind":
-        return own
-    # As many voxels as the embeddings have, so that both can be joined.
-    mind = at_shape(MindExtractor(device=problem.device).extract_tensor(volume)[0], tuple(own.shape[2:]))
+        return own[0], own[1]
+    mind = problem.features(MindExtractor(device=problem.device))
+    fixed, moving = (
+        _weighted_pair(first, at_shape(second.fine.data, tuple(first.shape[2:])), mind_share)
+        for first, second in zip(own, mind, strict=True)
+    )
+    return fixed, moving
+
+
+def _weighted_pair(own: Tensor, mind: Tensor, mind_share: float) -> Tensor:
     return torch.cat((mind.to(own.dtype) * mind_share**0.5, own * (1 - mind_share) ** 0.5), dim=1)

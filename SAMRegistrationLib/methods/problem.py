@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -58,6 +59,9 @@ class Problem:
         warnings: sentences for the user.
         details: what the stages found, for the report.
         progress: told the finished fraction of the running stage.
+
+    What the stages need again and again (the moving volume under the initial map, features of both volumes) is
+    computed once and kept until the initial map is replaced.
     """
 
     fixed: Image
@@ -71,6 +75,8 @@ class Problem:
     warnings: list[str] = field(default_factory=list)
     details: dict[str, object] = field(default_factory=dict)
     progress: Progress = no_progress
+    _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    _kept_initial: Transform | None = field(default=None, init=False, repr=False)
 
     @property
     def grid(self) -> Grid:
@@ -104,7 +110,7 @@ class Problem:
 
     def volumes(self) -> tuple[Tensor, Tensor]:
         """Fixed and moving volume (1, 1, z, y, x) on the working grid, the moving one under the initial map."""
-        return self.fixed.tensor(), self.warped(self._nothing()).values
+        return self.fixed.tensor(), self._aligned().values
 
     def _moving_valid_at(self, voxel: Tensor) -> Tensor:
         mask = self.moving_mask
@@ -118,16 +124,47 @@ class Problem:
         Each is (1, 1, z, y, x) float32, 1 where its voxels count, or None where all do.
         """
         fixed = None if self.fixed_mask is None else self.fixed_mask[None, None].float()
-        valid = self.warped(self._nothing()).valid
+        valid = self._aligned().valid
         return fixed, None if bool(valid.all()) else valid.float()
 
-    def _nothing(self) -> Tensor:
-        return torch.zeros((1, 3, *(n // 2 for n in self.grid.shape)), device=self.device)
+    def features(self, extractor: FeatureExtractor | None = None) -> tuple[Features, Features]:
+        """Features of `volumes()`, by the problem's own extractor unless another one is given."""
+        chosen = extractor or self.extractor
+        moving = self._under_initial(f"moving {chosen.name}", lambda: self._extract(chosen, self.volumes()[1]))
+        return self.fixed_features(chosen), moving
+
+    def fixed_features(self, extractor: FeatureExtractor | None = None) -> Features:
+        """Features of the fixed volume, which no map changes."""
+        chosen = extractor or self.extractor
+        key = f"fixed {chosen.name}"
+        return cast(Features, self._once(key, lambda: self._extract(chosen, self.fixed.tensor())))
+
+    def _aligned(self) -> WarpedVolume:
+        """The moving volume under the initial map alone."""
+        nothing = torch.zeros((1, 3, *(n // 2 for n in self.grid.shape)), device=self.device)
+        return cast(WarpedVolume, self._under_initial("aligned", lambda: self.warped(nothing)))
+
+    def _under_initial(self, key: str, compute: Callable[[], Any]) -> Any:
+        """What was computed under the present initial map, or compute it."""
+        if self._kept_initial is not self.initial:
+            self._kept = {name: value for name, value in self._kept.items() if name.startswith("fixed ")}
+            self._kept_initial = self.initial
+        return self._once(key, compute)
+
+    def _once(self, key: str, compute: Callable[[], Any]) -> Any:
+        if key not in self._kept:
+            # Tensors made in inference mode could not take part in an optimization later.
+            with torch.inference_mode(False), torch.no_grad():
+                self._kept[key] = compute()
+        return self._kept[key]
 
     def features_of(self, volume: Tensor) -> Features:
         """The features of a volume (1, 1, z, y, x) over the working grid's box, at any pyramid level of it."""
-        fine, coarse = self.extractor.extract_tensor(volume)
-        grids = self.extractor.feature_grids(self.grid.resized(volume.shape[:1:-1]))
+        return self._extract(self.extractor, volume)
+
+    def _extract(self, extractor: FeatureExtractor, volume: Tensor) -> Features:
+        fine, coarse = extractor.extract_tensor(volume)
+        grids = extractor.feature_grids(self.grid.resized(volume.shape[:1:-1]))
         if coarse is None or grids[1] is None:
             return Features(FeatureMap(fine, grids[0]))
         return Features(FeatureMap(fine, grids[0]), FeatureMap(coarse, grids[1]))
