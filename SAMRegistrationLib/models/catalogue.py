@@ -1,7 +1,6 @@
 """Which models there are: those shipped with the package and those the user has imported.
 
-A folder of models holds ``catalogue.json`` and one safetensors file per model. The shipped folder is the one of
-this file; the user's is ``$SAMREG_MODELS`` or the usual place of the platform for application data.
+A folder of models (see `folders`) holds ``catalogue.json`` and one safetensors file per model.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +21,8 @@ from torch import Tensor
 
 from ..errors import InputError, UsageError
 from .architectures import EmbeddingNetwork, find_architecture
+from .folders import CATALOGUE_FILE, SHIPPED_FOLDER, user_folder
 
-SHIPPED_FOLDER = Path(__file__).parent
-USER_FOLDER_VARIABLE = "SAMREG_MODELS"
-CATALOGUE_FILE = "catalogue.json"
 DEFAULT_MODEL = "sam-lite"
 """What "sam" stands for."""
 
@@ -78,20 +74,6 @@ class ModelEntry:
     def as_json(self) -> dict[str, Any]:
         """The entry as it stands in the catalogue file, without the folder."""
         return {name: value for name, value in vars(self).items() if name != "folder"}
-
-
-def user_folder() -> Path:
-    """Where imported models are kept; it need not exist."""
-    chosen = os.environ.get(USER_FOLDER_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Application Support"
-    else:
-        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return base / "samreg" / "models"
 
 
 def list_models() -> list[ModelEntry]:
