@@ -98,9 +98,7 @@ class QProcessTransport:
             self._callbacks[0](data)
 
     def _readLog(self, *_) -> None:
-        for line in (
-            _bytesOf(self._process.readAllStandardError()).decode("utf-8", "backslashreplace").splitlines()
-        ):
+        for line in _bytesOf(self._process.readAllStandardError()).decode("utf-8", "backslashreplace").splitlines():
             self._callbacks[1](line)
 
     def _onFinished(self, exitCode: int, exitStatus=None) -> None:

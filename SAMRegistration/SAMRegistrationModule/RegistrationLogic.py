@@ -17,7 +17,7 @@ CANCELLED, INPUT, INTERNAL = "cancelled", "input", "internal"
 _REMOVED = "The volumes were removed from the scene meanwhile; the result was thrown away."
 
 
-class RegistrationFailed(Exception):  # noqa: N818
+class RegistrationFailed(Exception):
     """A registration that did not succeed; `hint` says what to do, `kind` what went wrong."""
 
     def __init__(self, message: str, hint: "str | None", kind: str) -> None:
@@ -127,7 +127,8 @@ class RegistrationLogic:
         job = Job(self.folders.newJob(), **callbacks)
         parameters, names = self._prepared(job, lambda: evaluationParameters(inputs, self.folders, job.folder))
 
-        def take(found: dict) -> None:
+        def take(result: dict) -> None:
+            found = result["report"]
             if fixedVolume.GetScene() is None:
                 raise InputProblem(_REMOVED)
             scene = fixedVolume.GetScene()
@@ -143,7 +144,7 @@ class RegistrationLogic:
         return self.worker.send(request, parameters, on_result=onResult, on_error=onError)
 
     def cancel(self, job: Job) -> None:
-        """Stop a job; nothing of the scene changes. Its `onError` is told (kind "cancelled") when it has stopped."""
+        """Stop a job; the scene stays as it is. Its `onError` is told (kind "cancelled") when it has stopped."""
         if not job.isDone and job.number is not None:
             self.worker.cancel(job.number)
 

@@ -107,9 +107,7 @@ def registrationParameters(inputs: RegistrationInputs, outputNode, folders, job:
     if problem := inputs.missing():
         raise InputProblem(problem)
     if outputNode is not None and outputNode in parentTransforms(inputs.fixedVolume):
-        raise InputProblem(
-            "The fixed volume lies under the output transform; take it out or choose another output."
-        )
+        raise InputProblem("The fixed volume lies under the output transform; choose another output.")
     fixed, fixedGeometry = folders.volumeFile(inputs.fixedVolume)
     moving, movingGeometry = folders.volumeFile(inputs.movingVolume, outputNode)
     parameters = {

@@ -98,16 +98,19 @@ def fieldOf(gridTransform):
     return scalars.reshape(*reversed(image.GetDimensions()), 3) * gridTransform.GetDisplacementScale()
 
 
-def jacobianRange(gridTransform):
-    """The smallest Jacobian determinant of a displacement and the RAS position where it lies."""
-    geometry = gridGeometry(gridTransform)
-    field = fieldOf(gridTransform)
+def jacobianDeterminant(transformNode):
+    """Determinants (k, j, i) of the map that a result holds, and the grid that they are given on.
+
+    Raises:
+        InputProblem: if the node holds no displacement field.
+    """
+    grid = transformNode.GetTransformFromParentAs("vtkOrientedGridTransform", False, False)
+    if grid is None or grid.GetDisplacementGrid() is None:
+        raise InputProblem(f'The transform "{transformNode.GetName()}" holds no displacement field.')
+    geometry = gridGeometry(grid)
+    field = fieldOf(grid)
     perVoxel = np.stack([_gradient(field, 2 - axis) / geometry.spacing[axis] for axis in range(3)], axis=-1)
-    jacobian = perVoxel @ geometry.directions.T + np.eye(3)
-    determinant = np.linalg.det(jacobian)
-    k, j, i = np.unravel_index(int(determinant.argmin()), determinant.shape)
-    position = geometry.ijkToRAS[:3, :3] @ np.array([i, j, k]) + geometry.ijkToRAS[:3, 3]
-    return float(determinant[k, j, i]), position
+    return np.linalg.det(perVoxel @ geometry.directions.T + np.eye(3)), geometry
 
 
 def _gradient(field, axis: int):

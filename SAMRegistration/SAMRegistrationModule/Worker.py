@@ -72,9 +72,7 @@ class WorkerHost:
         makeSession: gives the session on a transport; the library's by default.
     """
 
-    def __init__(
-        self, makeTransport: Callable = processTransport, onLog: Callable = None, makeSession=None
-    ) -> None:
+    def __init__(self, makeTransport: Callable = processTransport, onLog: Callable = None, makeSession=None) -> None:
         self._makeTransport = makeTransport
         self._makeSession = makeSession or _librarySession
         self._transport = None

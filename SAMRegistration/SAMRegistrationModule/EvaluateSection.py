@@ -1,0 +1,86 @@
+"""The part of the panel that measures a result on segmentations or landmarks."""
+
+from .Geometry import InputProblem
+from .Requests import EvaluationInputs
+
+
+class EvaluateSection:
+    """Runs evaluations for the panel.
+
+    Args:
+        ui: the panel's widgets by name.
+        logic: does the work.
+        isReady: tells whether everything is installed; called with a function that goes on if it is.
+        showTable: shows a table node and a chart node to the user.
+    """
+
+    def __init__(self, ui, logic, isReady, showTable) -> None:
+        self._ui, self._logic = ui, logic
+        self._isReady, self._showTable = isReady, showTable
+        self._parameters = None
+        self._job = None
+        ui.evaluateButton.clicked.connect(lambda *_: self._isReady(self._start))
+
+    def setParameters(self, parameters) -> None:
+        """Work with another parameter node."""
+        self._parameters = parameters
+        self.update()
+
+    def update(self) -> None:
+        """Show what is missing."""
+        problem = self._inputs().missing() if self._parameters is not None else "There is no scene."
+        self._ui.evaluateButton.setToolTip(problem or "Measure the output transform.")
+        self._ui.evaluateButton.setEnabled(problem is None and self._job is None)
+
+    def _inputs(self) -> EvaluationInputs:
+        parameters = self._parameters
+        return EvaluationInputs(
+            transformNode=parameters.outputTransform,
+            fixedVolume=parameters.fixedVolume,
+            movingVolume=parameters.movingVolume,
+            fixedLabels=parameters.evaluationFixedLabels,
+            movingLabels=parameters.evaluationMovingLabels,
+            fixedLandmarks=parameters.evaluationFixedLandmarks,
+            movingLandmarks=parameters.evaluationMovingLandmarks,
+        )
+
+    def _start(self) -> None:
+        if self._parameters is None or self._job is not None:
+            return
+        self._ui.evaluateLabel.setText("Measuring...")
+        try:
+            self._job = self._logic.evaluate(
+                **vars(self._inputs()),
+                tableNode=self._parameters.evaluationTable,
+                chartNode=self._parameters.evaluationChart,
+                onDone=self._onDone,
+                onError=self._onError,
+            )
+        except InputProblem as problem:
+            self._onError(str(problem), None, "input")
+        self.update()
+
+    def _onDone(self, tableNode, found: dict, chartNode) -> None:
+        self._job = None
+        self._parameters.evaluationTable, self._parameters.evaluationChart = tableNode, chartNode
+        self._ui.evaluateLabel.setText(_summary(found))
+        self.update()
+        self._showTable(tableNode, chartNode)
+
+    def _onError(self, message: str, hint, _kind: str) -> None:
+        self._job = None
+        self._ui.evaluateLabel.setText("\n".join(part for part in (message, hint) if part))
+        self.update()
+
+
+def _summary(found: dict) -> str:
+    """What changed, in a line."""
+    parts = []
+    labels, landmarks = found.get("labels"), found.get("landmarks")
+    if labels:
+        before, after = (labels["mean"][state]["dice"] for state in ("before", "after"))
+        parts.append(f"Mean Dice {before:.3f} before, {after:.3f} after")
+    if landmarks and landmarks.get("count"):
+        before, after = (landmarks["mean"][state]["mean_mm"] for state in ("before", "after"))
+        parts.append(f"mean landmark error {before:.1f} mm before, {after:.1f} mm after")
+    return "; ".join(parts) + "."
