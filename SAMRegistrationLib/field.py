@@ -166,7 +166,11 @@ class DisplacementField:
         return flow
 
     def inverse(
-        self, grid: Grid | None = None, iterations: int = 50, tolerance: float = 1e-2
+        self,
+        grid: Grid | None = None,
+        iterations: int = 50,
+        tolerance: float = 1e-2,
+        first: Transform | None = None,
     ) -> tuple[DisplacementField, float]:
         """The inverse map by the fixed-point iteration v(y) = -u(y + v(y)) (Chen et al., Med. Phys. 35, 2008).
 
@@ -176,17 +180,21 @@ class DisplacementField:
             grid: where the inverse is wanted; the field's own grid by default.
             iterations: at most so many steps.
             tolerance: stop when the largest residual is below, in mm.
+            first: a map to apply before the inverse, such as that of a linear part that followed the field.
 
         Returns:
-            The inverse, and its largest residual |v(y) + u(y + v(y))| in mm over the points that stay inside
-            the field's grid; large residuals mean folds or a field that moves faster than it can be followed.
+            The inverse (after `first`), and its largest residual |v(y) + u(y + v(y))| in mm over the points that
+            stay inside the field's grid; large residuals mean folds or a field that moves faster than it can be
+            followed.
         """
         grid = grid or self.grid
         inverse = self.data.new_empty(1, 3, *grid.shape)
         residual = 0.0
         for slab in slabs(grid.shape, self.data.device):
             identity = voxel_mesh(grid.shape, grid.voxel_to_world, self.data.device, slab)
-            inverse[0, :, slab], remaining = self._inverse_at(identity, iterations, tolerance)
+            start = identity if first is None else first.map_world(identity)
+            found, remaining = self._inverse_at(start, iterations, tolerance)
+            inverse[0, :, slab] = found if first is None else found + (start - identity)
             residual = max(residual, remaining)
         return DisplacementField(inverse, grid), residual
 
