@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Sequence
 
 from .. import __version__
@@ -14,9 +15,10 @@ from .cancellation import MESSAGE, Cancellation
 from .dispatch import Dispatcher, Handler
 from .inbox import Inbox
 from .parent import WatchedProcess
-from .protocol import CANCELLED, LineReader, Message
+from .protocol import CANCELLED, INTERNAL, LineReader, Message
 from .replies import Replies
 
+REPAIR_HINT = "Install torch, SimpleITK, numpy and safetensors anew; the log says what is wrong."
 _PIECE = 1 << 16
 _WATCH_SECONDS = 1.0
 _LAST_SECONDS = 1.5
@@ -50,6 +52,12 @@ class Worker:
         dispatcher = Dispatcher(handlers, self.replies, self._cancellation)
         while (message := self._inbox.get()) is not None:
             dispatcher.serve(message)
+        self._idle.set()
+
+    def refuse(self, sentence: str) -> None:
+        """Answer every request with the same error until the end."""
+        while (message := self._inbox.get()) is not None:
+            self.replies.send("error", message["id"], message=sentence, hint=REPAIR_HINT, kind=INTERNAL)
         self._idle.set()
 
     def end(self) -> None:
@@ -115,8 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worker = Worker(*take_over_standard_streams())
     # Listening comes first: a cancellation or the end need not wait until torch is loaded.
     worker.listen(options.parent)
-    from .jobs import Jobs
-
+    try:
+        from .jobs import Jobs
+    except (ImportError, OSError, RuntimeError) as error:
+        # Half installs of torch fail in all of these ways.
+        traceback.print_exc()
+        worker.refuse(f"the packages that the registration needs cannot be loaded: {error}")
+        return 0
     jobs = Jobs(threads=options.threads, cache_bytes=options.cache_bytes)
     worker.replies.send("ready", version=__version__, process=os.getpid())
     worker.work(jobs.handlers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping
@@ -64,9 +65,10 @@ class Dispatcher:
         """Do what a request wants and send its last reply."""
         request = int(message["id"])
         try:
+            started = time.perf_counter()
             with self._cancellation.of(request):
                 result = self._result(request, message)
-            self._replies.send("result", request, result=result)
+            self._replies.send("result", request, result={**result, "seconds": time.perf_counter() - started})
         except Exception as error:
             if not isinstance(error, RegistrationError):
                 traceback.print_exc()

@@ -6,7 +6,7 @@ Requests: `{"id": int, "request": NAME, "parameters": {...}}`, and without an an
 - `ready`: the worker can compute; `version`, `process` (its id).
 - `progress`: `stage`, `fraction` (0 to 1 of everything), `seconds_left` (or null).
 - `log`: `text`.
-- `result`: `result`, an object; the last reply to a request.
+- `result`: `result`, an object, always with `seconds` (of the work itself) and `warnings`; the last reply.
 - `error`: `message` (one clear sentence), `hint` (what to do, or null), `kind`; also the last reply.
 
 Arrays go through files, whose paths are in the parameters and results. World positions are LPS mm.
