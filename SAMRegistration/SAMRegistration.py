@@ -6,9 +6,6 @@ from typing import Union
 
 import slicer
 import vtk
-from SAMRegistrationModule.Library import makeLibraryImportable
-from SAMRegistrationModule.RegistrationLogic import RegistrationLogic
-from SAMRegistrationModule.TransformNodes import restoreInterpolation
 from slicer import (
     vtkMRMLLabelMapVolumeNode,
     vtkMRMLMarkupsFiducialNode,
@@ -30,6 +27,10 @@ from slicer.ScriptedLoadableModule import (
 )
 from slicer.util import VTKObservationMixin
 
+from SAMRegistrationModule.Library import makeLibraryImportable
+from SAMRegistrationModule.RegistrationLogic import RegistrationLogic
+from SAMRegistrationModule.TransformNodes import restoreInterpolation
+
 POLL_MILLISECONDS = 100
 
 MaskNode = Union[vtkMRMLSegmentationNode, vtkMRMLLabelMapVolumeNode, vtkMRMLMarkupsROINode, None]
@@ -50,7 +51,7 @@ class SAMRegistration(ScriptedLoadableModule):
             "instead of guessed from gray values. Choose the volumes, press Apply, and review the result."
         )
         self.parent.acknowledgementText = _(
-            "The methods are those of SAM, SAME, SAMConvex, ConvexAdam, MIND and VoxelOpt; see the README for the papers."
+            "The methods are those of SAM, SAME, SAMConvex, ConvexAdam, MIND and VoxelOpt; see the README."
         )
         slicer.app.connect("startupCompleted()", onStartupCompleted)
 
@@ -161,17 +162,17 @@ class SAMRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.panel is not None:
             self.panel.setParameters(None)
 
-    def onSceneStartClose(self, caller, event):
+    def onSceneStartClose(self, *_arguments):
         """The nodes are about to go: stop what works on them."""
         self.logic.forgetScene()
         self.panel.setParameters(None)
 
-    def onSceneEndClose(self, caller, event):
+    def onSceneEndClose(self, *_arguments):
         """A new scene gets a new parameter node once the module is seen."""
         if self.parent.isEntered:
             self.initializeParameterNode()
 
-    def onSceneEndImport(self, caller, event):
+    def onSceneEndImport(self, *_arguments):
         """Fields that were saved with a scene are interpolated as they were solved."""
         restoreInterpolation(slicer.mrmlScene)
 

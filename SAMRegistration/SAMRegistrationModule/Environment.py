@@ -96,8 +96,8 @@ def prefixWarning(prefix: str = sys.prefix, platform: str = sys.platform) -> "st
     if platform != "win32" or len(prefix) < LONGEST_WINDOWS_PREFIX:
         return None
     return (
-        f"Slicer lies in a folder of {len(prefix)} characters; PyTorch may not fit below it on Windows. Install Slicer "
-        "into a short folder such as C:\\Slicer."
+        f"Slicer lies in a folder of {len(prefix)} characters; PyTorch may not fit below it on Windows. Install "
+        "Slicer into a short folder such as C:\\Slicer."
     )
 
 

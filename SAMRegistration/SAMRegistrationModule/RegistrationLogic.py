@@ -4,13 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .Geometry import InputProblem
+from .Geometry import InputProblem, matrixFromArray
 from .Jobs import JobFolders, folderProblem
+from .Lazy import numpy as np
 from .OutputNodes import INVERSE, REPORT, TRANSFORM, VOLUMES, LoadedResult, commitResult, restore
 from .Requests import EvaluationInputs, RegistrationInputs, evaluationParameters, registrationParameters
 from .Tables import addEvaluationPlot, evaluationTable, reportTable
-from .TransformNodes import readFieldFile
-from .VolumeFiles import readVolumeFile
+from .TransformNodes import fieldOf, gridGeometry, readFieldFile
+from .VolumeFiles import imageOf, readVolumeFile
 from .Worker import WorkerHost, processTransport
 
 CANCELLED, INPUT, INTERNAL = "cancelled", "input", "internal"
@@ -223,10 +224,17 @@ def _loaded(result: dict, wanted: dict) -> LoadedResult:
         if wanted.get(name):
             if not result.get(name):
                 raise InputProblem(f'The worker gave no output "{name}"; see the log.')
-            volumes[name] = readVolumeFile(result[name])
+            volumes[name] = (_magnitude if name == "displacement" else readVolumeFile)(result[name])
     report = result.get("report") or {}
     tables = {REPORT: reportTable(report)} if wanted.get(REPORT) else {}
     return LoadedResult(transforms, volumes, tables, report)
+
+
+def _magnitude(path: str):
+    """How far the voxels of a displacement file move, in mm, as image and IJK-to-RAS matrix."""
+    grid = readFieldFile(path)
+    lengths = np.linalg.norm(fieldOf(grid), axis=-1).astype(np.float32)
+    return imageOf(lengths), matrixFromArray(gridGeometry(grid).ijkToRAS)
 
 
 def applyToMoving(movingNode, transformNode) -> None:

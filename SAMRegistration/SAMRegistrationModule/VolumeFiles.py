@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import slicer
+import vtk
 
 from .Geometry import GridGeometry, InputProblem
 from .Lazy import numpy as np
+from .Lazy import numpySupport
 
 _NRRD_TYPES = {
     "i1": "signed char",
@@ -65,8 +67,6 @@ def readVolumeFile(path: Path, labels: bool = False):
     Raises:
         InputProblem: if the file cannot be read.
     """
-    import vtk
-
     node = slicer.vtkMRMLLabelMapVolumeNode() if labels else slicer.vtkMRMLScalarVolumeNode()
     storage = slicer.vtkMRMLVolumeArchetypeStorageNode()
     storage.SetFileName(str(path))
@@ -77,6 +77,15 @@ def readVolumeFile(path: Path, labels: bool = False):
     matrix = vtk.vtkMatrix4x4()
     node.GetIJKToRASMatrix(matrix)
     return node.GetImageData(), matrix
+
+
+def imageOf(array):
+    """Voxels (k, j, i) as vtkImageData, copied."""
+    image = vtk.vtkImageData()
+    image.SetDimensions(*reversed(array.shape))
+    scalars = numpySupport.numpy_to_vtk(np.ascontiguousarray(array).ravel(), deep=True)
+    image.GetPointData().SetScalars(scalars)
+    return image
 
 
 def _writeNrrd(path: Path, array, geometry: GridGeometry, sizes, kinds, fields) -> Path:
