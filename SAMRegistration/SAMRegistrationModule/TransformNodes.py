@@ -49,7 +49,8 @@ def restoreInterpolation(scene) -> int:
     so: whatever is read comes back cubic, which differs where a field bends sharply.
     """
     changed = 0
-    for node in slicer.util.getNodesByClass("vtkMRMLTransformNode", scene):
+    kind = "vtkMRMLTransformNode"
+    for node in [scene.GetNthNodeByClass(index, kind) for index in range(scene.GetNumberOfNodesByClass(kind))]:
         if node.GetAttribute(INTERPOLATION_ATTRIBUTE) != "linear":
             continue
         for transform in (node.GetTransformFromParent(), node.GetTransformToParent()):
