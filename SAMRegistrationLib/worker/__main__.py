@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .. import __version__
 from .cancellation import MESSAGE, Cancellation
@@ -47,11 +47,12 @@ class Worker:
         if parent is not None:
             threading.Thread(target=self._watch, args=(parent,), name="watch", daemon=True).start()
 
-    def work(self, handlers: dict[str, Handler]) -> None:
-        """Serve requests until the end."""
+    def work(self, handlers: dict[str, Handler], after_each: Callable[[], None]) -> None:
+        """Serve requests until the end, and do something after each has been answered."""
         dispatcher = Dispatcher(handlers, self.replies, self._cancellation)
         while (message := self._inbox.get()) is not None:
             dispatcher.serve(message)
+            after_each()
         self._idle.set()
 
     def refuse(self, sentence: str) -> None:
@@ -125,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     worker.listen(options.parent)
     try:
         from .jobs import Jobs
+        from .machine import release_memory
     except (ImportError, OSError, RuntimeError) as error:
         # Half installs of torch fail in all of these ways.
         traceback.print_exc()
@@ -132,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     jobs = Jobs(threads=options.threads, cache_bytes=options.cache_bytes)
     worker.replies.send("ready", version=__version__, process=os.getpid())
-    worker.work(jobs.handlers)
+    worker.work(jobs.handlers, release_memory)
     return 0
 
 
