@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import weakref
 from typing import Any
 
 from . import qt_facade
@@ -152,6 +153,22 @@ def install_widgets() -> None:
     _install_mrml_widgets()
 
 
+def _observe(scene: Any, event: int, widget: Any, method: str) -> None:
+    """Call a widget's method at an event, for as long as the widget lives."""
+    from shiboken6 import isValid
+
+    reference = weakref.ref(widget)
+
+    def called(*_: Any) -> None:
+        living = reference()
+        if living is None or not isValid(living):
+            scene.RemoveObserver(tag)
+        else:
+            getattr(living, method)()
+
+    tag = scene.AddObserver(event, called)
+
+
 def _install_mrml_widgets() -> None:
     import slicer
     from PySide6 import QtCore, QtWidgets
@@ -173,7 +190,7 @@ def _install_mrml_widgets() -> None:
         def setMRMLScene(self, scene: Any) -> None:
             self._scene = scene
             for event in (scene.NodeAddedEvent, scene.NodeRemovedEvent, scene.EndCloseEvent):
-                scene.AddObserver(event, lambda *_: self._fill())
+                _observe(scene, event, self, "_fill")
             self._fill()
 
         def currentNode(self) -> Any:
@@ -208,7 +225,7 @@ def _install_mrml_widgets() -> None:
             self.blockSignals(True)
             self.clear()
             if self._flags["noneEnabled"]:
-                self.addItem(self._none_display, None)
+                self.addItem(self._none_display, "")
             for node in nodes:
                 self.addItem(node.GetName(), node.GetID())
             gone = self._node is not None and self._node not in nodes

@@ -1,0 +1,112 @@
+"""The panel on the stand-ins, and a worker that says what a test wants."""
+
+from __future__ import annotations
+
+import json
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class ScriptedTransport:
+    """A worker without a process: keeps what it is told, and says what a test makes it say.
+
+    Args:
+        answers: gives the reply to a request by its name, or None to stay silent.
+    """
+
+    def __init__(self, answers: dict[str, Callable[[dict[str, Any]], dict[str, Any] | None]]) -> None:
+        self.answers = answers
+        self.requests: list[dict[str, Any]] = []
+        self.is_running = False
+
+    def start(self, on_output: Any, on_log: Any, _on_exit: Any) -> None:
+        self._say, self.log, self.is_running = on_output, on_log, True
+
+    def write(self, data: bytes) -> None:
+        request = json.loads(data)
+        self.requests.append(request)
+        answer = self.answers.get(request["request"])
+        reply = answer(request) if answer is not None else None
+        if reply is not None:
+            self.say(request["id"], reply)
+
+    def say(self, number: int, reply: dict[str, Any]) -> None:
+        """A reply to the request of that number."""
+        self._say(json.dumps({"id": number, **reply}).encode() + b"\n")
+
+    def close_input(self) -> None:
+        self.is_running = False
+
+    def kill(self) -> None:
+        self.is_running = False
+
+    def pump(self, seconds: float = 0.0) -> None:
+        time.sleep(seconds)
+
+
+class Dialogs:
+    """Answers for the user, and remembers what was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.says_yes = True
+        self.folder = ""
+        self.copied = ""
+
+    def confirm(self, text: str) -> bool:
+        self.asked.append(text)
+        return self.says_yes
+
+    def chooseFolder(self) -> str:
+        return self.folder
+
+    def copy(self, text: str) -> None:
+        self.copied = text
+
+
+def result_reply(field: Path, report: dict[str, Any] | None = None, **files: Path) -> dict[str, Any]:
+    """The answer to a registration, with files that lie there already."""
+    paths = {name: str(path) for name, path in files.items()}
+    return {"reply": "result", "result": {"field": str(field), "report": report or {}, **paths}}
+
+
+def make_panel(logic: Any = None, dialogs: Any = None) -> Any:
+    """The module's widget, set up in a window."""
+    import SAMRegistration
+
+    widget = SAMRegistration.SAMRegistrationWidget(None, logic, dialogs or Dialogs())
+    widget.setup()
+    return widget
+
+
+def make_module() -> Any:
+    """The module itself, as Slicer makes it."""
+    import SAMRegistration
+
+    return SAMRegistration.SAMRegistration(types.SimpleNamespace())
+
+
+def process_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
+    """Run Qt's event loop until a condition holds."""
+    import qt
+
+    until = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > until:
+            pytest.fail("it hangs")
+        qt.application.processEvents()
+        time.sleep(0.005)
+
+
+def discard(widget: Any) -> None:
+    """End a panel, and its window with it."""
+    import qt
+
+    widget.cleanup()
+    widget.parent.deleteLater()
+    qt.application.sendPostedEvents(None, qt.QEvent.DeferredDelete)
