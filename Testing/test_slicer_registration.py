@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from headless_slicer.fixtures import LPS, add_image, add_points, add_volume, make_module_importable
 from phantoms import centered_grid, phantom_pair
 
-from SAMRegistrationLib import read_image, register
+from SAMRegistrationLib import Image, read_image, register
 
 pytest.importorskip("slicer", reason="slicer-core is not installed: nothing is tested on real MRML here")
 
@@ -31,7 +31,7 @@ class Registered:
 
     slicer: Any
     logic: Any
-    pair: Any
+    positions: np.ndarray
     fixed: Any
     moving: Any
     node: Any
@@ -51,9 +51,32 @@ class Registered:
         return self.slicer.util.getNode(f"moving {name}")
 
 
-@pytest.fixture(scope="module")
-def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]:
-    """A turned and deformed phantom, registered by a worker process; the scene stays for all tests here."""
+def phantoms(_: pytest.FixtureRequest) -> tuple[Image, Image, np.ndarray]:
+    """A turned and deformed phantom: fixed, moving, and positions within the fixed body (LPS)."""
+    pair = phantom_pair(spacing=5.0, fixed_grid=centered_grid(5.0, angles=(0.1, 0.2, -0.15)))
+    return pair.fixed, pair.moving, pair.inside(60)
+
+
+def patients(request: pytest.FixtureRequest) -> tuple[Image, Image, np.ndarray]:
+    """The heads of two patients, cropped and made coarser."""
+    folder = request.getfixturevalue("data_dir") / "headneck_openkbp"
+    images = []
+    for name in ("okbp_003", "okbp_004"):
+        image = read_image(folder / f"{name}.nii.gz")
+        grid = image.grid.resampled(4.0)
+        margins = [max(0, (size - 30) // 2) for size in grid.size]
+        grid = grid.cropped(margins, [size - margin for size, margin in zip(grid.size, margins, strict=True)])
+        images.append(image.resampled(grid))
+    fixed = images[0].grid
+    shares = np.random.default_rng(4).uniform(0.2, 0.8, (60, 3))
+    return *images, fixed.to_world(shares * (np.array(fixed.size) - 1))
+
+
+@pytest.fixture(
+    scope="module", params=[phantoms, pytest.param(patients, marks=pytest.mark.data)], ids=lambda f: f.__name__
+)
+def registered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]:
+    """A pair registered by a worker process; the scene stays for all tests here."""
     from headless_slicer.mrml import clear_scene, start_mrml
 
     slicer = start_mrml()
@@ -71,18 +94,18 @@ def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registered]
         remove(job)
 
     logic.folders.remove = keep
-    pair = phantom_pair(spacing=5.0, fixed_grid=centered_grid(5.0, angles=(0.1, 0.2, -0.15)))
-    fixed, moving = add_image(slicer, pair.fixed, "fixed"), add_image(slicer, pair.moving, "moving")
+    fixed_image, moving_image, positions = request.param(request)
+    fixed, moving = add_image(slicer, fixed_image, "fixed"), add_image(slicer, moving_image, "moving")
     node = logic.register(fixed, moving, PRESET, model=FEATURES, outputs=EVERYTHING)
     inputs = logic.folders.volumeFile(fixed)[0], logic.folders.volumeFile(moving, node)[0]
-    yield Registered(slicer, logic, pair, fixed, moving, node, kept, inputs)
+    yield Registered(slicer, logic, positions * LPS, fixed, moving, node, kept, inputs)
     logic.close()
     clear_scene()
 
 
 def body_points(registered: Registered, count: int = 60) -> np.ndarray:
     """Positions within the fixed body, RAS."""
-    return registered.pair.inside(count) * LPS
+    return registered.positions[:count]
 
 
 def test_the_result_is_one_transform_node_and_no_job_is_left(registered: Registered) -> None:
@@ -169,7 +192,9 @@ def test_the_inverse_node_leads_back(registered: Registered) -> None:
     positions = body_points(registered)
     inverse = registered.output("registration inverse").GetTransformFromParent()
     back = transformPoints(inverse, registered.moved(positions))
-    assert np.linalg.norm(back - positions, axis=1).max() < 0.2
+    errors = np.linalg.norm(back - positions, axis=1)
+    # The inverse is sampled at half the field's spacing, and bends between its samples.
+    assert errors.mean() < 0.2 and errors.max() < 1.0
 
 
 def test_the_maps_of_displacement_and_determinant_tell_the_truth(registered: Registered) -> None:
@@ -182,12 +207,12 @@ def test_the_maps_of_displacement_and_determinant_tell_the_truth(registered: Reg
     axes = np.array(field.GetDirection()).reshape(3, 3)
     for index in RANDOM.integers(2, np.array(field.GetSize()) - 2, (30, 3)):
         position = np.array(field.TransformIndexToPhysicalPoint(index.tolist()))
-        steps = [5.0 * axes[:, axis] for axis in range(3)]
+        steps = [spacing * axes[:, axis] for axis, spacing in enumerate(field.GetSpacing())]
         ends = [
             [registered.truth.TransformPoint((position + sign * step).tolist()) for sign in (1, -1)]
             for step in steps
         ]
-        differences = np.array([np.subtract(*pair) / 10 for pair in ends])
+        differences = np.array([np.subtract(*pair) for pair in ends]) / (2 * np.array(field.GetSpacing()))[:, None]
         expected_here = np.linalg.det(differences.T @ axes.T)
         assert determinant[tuple(index[::-1])] == pytest.approx(expected_here, abs=1e-3)
 
@@ -288,11 +313,12 @@ def test_another_preset_reuses_the_embeddings_and_updates_the_node(registered: R
 def test_a_moving_volume_under_its_result_is_registered_as_it_was(registered: Registered) -> None:
     from SAMRegistrationModule.RegistrationLogic import applyToMoving, removeFromMoving
 
+    moving_grid = read_image(registered.logic.folders.volumeFile(registered.moving, registered.node)[0]).grid
     applyToMoving(registered.moving, registered.node)
     try:
         path, _ = registered.logic.folders.volumeFile(registered.moving, registered.node)
-        assert np.array_equal(read_image(path).data, registered.pair.moving.data)
-        assert read_image(path).grid.isclose(registered.pair.moving.grid)
+        assert np.array_equal(read_image(path).data, registered.slicer.util.arrayFromVolume(registered.moving))
+        assert read_image(path).grid.isclose(moving_grid)
     finally:
         removeFromMoving(registered.moving, registered.node)
     assert registered.moving.GetParentTransformNode() is None
@@ -301,7 +327,7 @@ def test_a_moving_volume_under_its_result_is_registered_as_it_was(registered: Re
 def test_evaluation_makes_a_table_and_a_plot(registered: Registered) -> None:
     slicer = registered.slicer
     positions = body_points(registered, 5)
-    truth = registered.pair.truth(positions * LPS) * LPS
+    truth = registered.moved(positions)
     fixed_points, moving_points = (
         add_points(slicer, positions, list("abcde")),
         add_points(slicer, truth, list("abcde")),
@@ -345,9 +371,12 @@ def test_evaluation_makes_a_table_and_a_plot(registered: Registered) -> None:
 def test_masks_and_landmarks_reach_the_worker(registered: Registered) -> None:
     slicer = registered.slicer
     box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "box")
-    box.SetSize(100.0, 85.0, 110.0)
+    bounds = np.zeros(6)
+    registered.fixed.GetBounds(bounds)
+    box.SetCenter(*bounds.reshape(3, 2).mean(axis=1))
+    box.SetSize(*(0.8 * (bounds[1::2] - bounds[::2])))
     positions = body_points(registered, 6)
-    landmarks = add_points(slicer, positions), add_points(slicer, registered.pair.truth(positions * LPS) * LPS)
+    landmarks = add_points(slicer, positions), add_points(slicer, registered.moved(positions))
     reports: list[dict] = []
     job = registered.logic.register(
         registered.fixed,

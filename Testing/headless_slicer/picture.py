@@ -19,7 +19,6 @@ def main(path: str, preset: str = "message-passing") -> None:
     from headless_slicer.application import start_slicer
     from headless_slicer.fixtures import add_image, make_module_importable
     from headless_slicer.panel import discard, make_panel, process_until
-
     from SAMRegistrationLib import read_image
     from SAMRegistrationLib.demo import FIXED, MOVING, SAMPLE_FOLDER
 
