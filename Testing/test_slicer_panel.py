@@ -394,6 +394,55 @@ def test_the_environment_is_told_by_the_worker(widget: Any, transport: ScriptedT
     assert "torch 2" in widget._dialogs.copied and text in widget._dialogs.copied
 
 
+def checked(transport: ScriptedTransport, error: str | None) -> list[str]:
+    """Make every device but the CPU fail with an error; returns the devices that are asked for, as they are."""
+    asked: list[str] = []
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        device = request["parameters"]["device"]
+        asked.append(device)
+        works = device == "cpu" or error is None
+        return {"reply": "result", "result": {"device": device, "works": works, "error": None if works else error}}
+
+    transport.answers["check_device"] = answer
+    return asked
+
+
+def test_the_device_is_tried_before_the_first_registration_only(widget: Any, transport: ScriptedTransport) -> None:
+    widget.ui.wantWarpedCheckBox.setChecked(False)
+    for _ in range(2):
+        widget.ui.applyButton.click()
+    assert transport.checks == ["auto"] and len(transport.requests) == 2
+
+
+def test_a_gpu_that_does_not_compute_is_replaced_where_that_is_allowed(
+    widget: Any, transport: ScriptedTransport
+) -> None:
+    asked = checked(transport, "no kernel image is available")
+    widget.ui.wantWarpedCheckBox.setChecked(False)
+    widget.ui.deviceComboBox.setCurrentIndex(widget.ui.deviceComboBox.findText("cuda"))
+    widget.ui.allowCPUCheckBox.setChecked(False)
+    widget.ui.applyButton.click()
+    assert "cuda does not compute" in widget.ui.statusLabel.text and "press Repair" in widget.ui.statusLabel.text
+    assert widget.ui.applyButton.enabled and asked == ["cuda"]
+    widget.ui.allowCPUCheckBox.setChecked(True)
+    widget.ui.applyButton.click()
+    registered = [each for each in transport.requests if each["request"] == "register"]
+    assert [each["parameters"]["device"] for each in registered] == ["cpu"]
+    assert "the CPU is used instead" in widget.ui.logTextEdit.plainText
+
+
+def test_apply_without_what_it_needs_says_so(widget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from SAMRegistrationModule import EnvironmentSection
+    from SAMRegistrationModule.Environment import MISSING, PackageState
+
+    missing = [PackageState("torch", MISSING, "torch is not installed: press Install.")]
+    monkeypatch.setattr(EnvironmentSection, "inspectPackages", lambda: missing)
+    widget.ui.applyButton.click()
+    assert "5.12 or newer" in widget.ui.statusLabel.text, "there is no slicer.packaging here"
+    assert widget.ui.applyButton.enabled
+
+
 def test_models_are_listed_and_only_the_users_can_be_deleted(
     widget: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,7 +507,7 @@ def test_the_panel_registers_with_a_real_worker_on_qts_event_loop(
     widget = make_panel(process_logic)
     widget.ui.presetComboBox.setCurrentIndex(widget.ui.presetComboBox.findText("rigid"))
     widget.ui.applyButton.click()
-    assert widget.ui.applyButton.text == "Cancel"
+    process_until(lambda: widget.ui.applyButton.text == "Cancel")
     process_until(lambda: widget.panel.apply.job is None)
     assert widget.ui.statusLabel.text.startswith("Done in"), widget.ui.statusLabel.text
     assert volumes[1].GetParentTransformNode() is widget.logic.getParameterNode().outputTransform

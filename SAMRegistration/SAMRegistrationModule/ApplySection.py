@@ -23,7 +23,8 @@ class ApplySection:
     Args:
         ui: the panel's widgets by name.
         logic: does the work.
-        isReady: tells whether everything is installed; called with a function that goes on if it is.
+        isReady: sees to it that everything is installed and the device computes; see
+            `EnvironmentSection.whenReady`.
         onFinished: told the output nodes and the report of a registration.
     """
 
@@ -56,7 +57,7 @@ class ApplySection:
             button.setToolTip("Stop; the scene stays as it was.")
             button.setEnabled(True)
             return
-        problem = self._inputs().missing() if self._parameters is not None else "There is no scene."
+        problem = _inputsOf(self._parameters).missing() if self._parameters is not None else "There is no scene."
         button.setText(APPLY)
         button.setToolTip(problem or "Bring the moving volume onto the fixed one.")
         button.setEnabled(problem is None)
@@ -78,11 +79,22 @@ class ApplySection:
         if self._job is not None:
             self.cancel()
         else:
-            self._isReady(self._start)
+            self._say("Starting the worker...")
+            self._ui.applyButton.setEnabled(False)
+            parameters = self._parameters
+            self._isReady(
+                lambda device: self._start(parameters, device),
+                self._giveUp,
+                parameters.device,
+                parameters.allowCPU,
+            )
 
-    def _start(self) -> None:
-        parameters = self._parameters
-        if parameters is None or self._job is not None:
+    def _giveUp(self, sentence: str) -> None:
+        self._say(sentence)
+        self.update()
+
+    def _start(self, parameters, device: str) -> None:
+        if self._job is not None:
             return
         outputs = {
             name: getattr(parameters, node) or True
@@ -92,7 +104,7 @@ class ApplySection:
         outputs[TRANSFORM] = parameters.outputTransform or True
         self._say("Preparing the volumes...")
         self._setProgress(0.0)
-        inputs = vars(self._inputs())
+        inputs = {**vars(_inputsOf(parameters)), "device": device}
         # The panel may show another parameter node, or none, when the registration ends.
         self._running = parameters
         try:
@@ -110,21 +122,6 @@ class ApplySection:
         if self._job.isDone:
             self._job = None
         self.update()
-
-    def _inputs(self) -> RegistrationInputs:
-        parameters = self._parameters
-        return RegistrationInputs(
-            fixedVolume=parameters.fixedVolume,
-            movingVolume=parameters.movingVolume,
-            preset=parameters.preset,
-            fixedMask=parameters.fixedMask,
-            movingMask=parameters.movingMask,
-            initialTransform=parameters.initialTransform,
-            fixedLandmarks=parameters.fixedLandmarks,
-            movingLandmarks=parameters.movingLandmarks,
-            device=parameters.device,
-            allowCPU=parameters.allowCPU,
-        )
 
     def _onProgress(self, stage: str, fraction: float, secondsLeft) -> None:
         left = "" if secondsLeft is None else f", about {_duration(secondsLeft)} left"
@@ -168,6 +165,21 @@ class ApplySection:
         bar = self._ui.progressBar
         bar.setVisible(fraction is not None)
         bar.setValue(round((fraction or 0.0) * PROGRESS_STEPS))
+
+
+def _inputsOf(parameters) -> RegistrationInputs:
+    return RegistrationInputs(
+        fixedVolume=parameters.fixedVolume,
+        movingVolume=parameters.movingVolume,
+        preset=parameters.preset,
+        fixedMask=parameters.fixedMask,
+        movingMask=parameters.movingMask,
+        initialTransform=parameters.initialTransform,
+        fixedLandmarks=parameters.fixedLandmarks,
+        movingLandmarks=parameters.movingLandmarks,
+        device=parameters.device,
+        allowCPU=parameters.allowCPU,
+    )
 
 
 def _duration(seconds: float) -> str:

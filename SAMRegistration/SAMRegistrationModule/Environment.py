@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ OLDEST_TORCH = (2, 5)
 LONGEST_WINDOWS_PREFIX = 100
 """Characters of Slicer's folder from which files of PyTorch exceed Windows' 260."""
 
+DRIVER_SECONDS = 3.0
 READY, MISSING, BROKEN, OLD = "ready", "missing", "broken", "old"
 OTHER_PACKAGES = ("SimpleITK", "numpy", "safetensors")
 
@@ -99,6 +101,20 @@ def prefixWarning(prefix: str = sys.prefix, platform: str = sys.platform) -> "st
         f"Slicer lies in a folder of {len(prefix)} characters; PyTorch may not fit below it on Windows. Install "
         "Slicer into a short folder such as C:\\Slicer."
     )
+
+
+def nvidiaDriver() -> "str | None":
+    """The version of the NVIDIA driver, as its own tool tells it; None without one."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = told.stdout.split()
+    return lines[0] if told.returncode == 0 and lines else None
 
 
 def _version(name: str, paths: "list[str] | None") -> "str | None":

@@ -1,6 +1,6 @@
 """The part of the panel about the computer: what is installed, devices, memory, models, repair."""
 
-from .Environment import READY, inspectPackages
+from .Environment import READY, inspectPackages, nvidiaDriver
 from .Failures import adviceFor
 from .Installation import Installer
 from .Models import deleteModel, installedModels
@@ -22,8 +22,8 @@ class EnvironmentSection:
     def __init__(self, ui, logic, log, dialogs, onDevices) -> None:
         self._ui, self._logic, self._log = ui, logic, log
         self._dialogs, self._onDevices = dialogs, onDevices
-        self._goOn = None
-        self._works = False
+        self._goOn = self._giveUp = None
+        self._working = set()
         self._models = []
         self._installer = Installer(dialogs.confirm, log, self._onInstalled)
         for button, action in (
@@ -40,15 +40,22 @@ class EnvironmentSection:
         ui.modelsTable.setHorizontalHeaderLabels(list(MODEL_COLUMNS))
         ui.modelsTable.itemSelectionChanged.connect(lambda *_: self._onSelected())
 
-    def whenReady(self, goOn) -> None:
-        """Go on if everything is installed and computes; else say what is missing, and offer to install it."""
-        if self._works:
-            goOn()
+    def whenReady(self, goOn, giveUp, device: str = "cpu", allowCPU: bool = False) -> None:
+        """Call `goOn` once everything is installed and the device computes; before the first use only.
+
+        Args:
+            goOn: called with the device to use: the wanted one, or the CPU where that fails and it is allowed.
+            giveUp: called with a sentence instead, if nothing can be done yet.
+            device: what is wanted.
+            allowCPU: whether the CPU will do.
+        """
+        if device in self._working:
+            goOn(device)
             return
+        self._goOn = lambda: self._tryDevice(device, allowCPU, goOn, giveUp)
+        self._giveUp = giveUp
         missing = [package for package in inspectPackages() if package.state != READY]
-        self._goOn = goOn
         if not missing:
-            self._works = True
             self._continue()
             return
         self._say("\n".join(package.sentence for package in missing))
@@ -56,6 +63,33 @@ class EnvironmentSection:
             self._onRepair()
         else:
             self._installer.install()
+
+    def _tryDevice(self, device: str, allowCPU: bool, goOn, giveUp) -> None:
+        """Let the worker compute something small before the first registration on a device."""
+
+        def onResult(result: dict) -> None:
+            if result["works"]:
+                self._working.add(device)
+                goOn(device)
+                return
+            problem = f"{result['device']} does not compute: {result['error']}"
+            advice = adviceFor([result["error"]]) or 'Choose "cpu" under Preset, or press Repair under Environment.'
+            self._say(f"{problem}\n{advice}")
+            if allowCPU and device != "cpu":
+                self._log(f"{problem}; the CPU is used instead")
+                self._tryDevice("cpu", False, goOn, giveUp)
+            else:
+                giveUp(f"{problem}\n{advice}")
+
+        def onError(message: str, hint, kind: str) -> None:
+            # A device that is not there is the worker's to judge, which knows whether the CPU will do.
+            if kind == "input" and allowCPU:
+                goOn(device)
+                return
+            self._onError(message, hint, kind)
+            giveUp(self._ui.environmentLabel.text)
+
+        self._logic.ask("check_device", {"device": device}, onResult, onError)
 
     def check(self) -> None:
         """Let the worker, a child process, say what it finds and compute on every device."""
@@ -84,7 +118,7 @@ class EnvironmentSection:
     def _onHello(self, found: dict) -> None:
         lines = [f"PyTorch {found['torch']}, CUDA {found['cuda'] or 'not in this build'}, Python {found['python']}"]
         names = [device["name"] for device in found["devices"]]
-        if driver := found.get("driver"):
+        if driver := nvidiaDriver():
             lines.append(f"NVIDIA driver {driver}")
         lines += [_deviceText(device) for device in found["devices"]]
         self._say("\n".join(lines))
@@ -108,7 +142,6 @@ class EnvironmentSection:
         self._logic.ask("check_device", {"device": name}, onResult, self._onError)
 
     def _onError(self, message: str, hint, _kind: str) -> None:
-        self._works = False
         advice = adviceFor([message, hint or "", *self._logic.worker.log[-40:]])
         self._say("\n".join(part for part in (message, advice or hint) if part))
 
@@ -116,23 +149,24 @@ class EnvironmentSection:
         if problem:
             advice = adviceFor(self._ui.logTextEdit.plainText.splitlines()[-60:])
             self._say("\n".join(part for part in (problem, advice) if part))
-            self._goOn = None
+            giveUp, self._goOn, self._giveUp = self._giveUp, None, None
+            if giveUp is not None:
+                giveUp(self._ui.environmentLabel.text)
             return
         # The worker may have started before; the packages are new to it.
         self._logic.worker.close()
-        self._works = True
         self._say("Everything is installed.")
         self.check()
         self._continue()
 
     def _continue(self) -> None:
-        goOn, self._goOn = self._goOn, None
+        goOn, self._goOn, self._giveUp = self._goOn, None, None
         if goOn is not None:
             goOn()
 
     def _onRepair(self) -> None:
         self._logic.worker.close()
-        self._works = False
+        self._working.clear()
         self._installer.repair()
 
     def _onOffline(self) -> None:

@@ -10,7 +10,7 @@ class EvaluateSection:
     Args:
         ui: the panel's widgets by name.
         logic: does the work.
-        isReady: tells whether everything is installed; called with a function that goes on if it is.
+        isReady: sees to it that everything is installed; see `EnvironmentSection.whenReady`.
         showTable: shows a table node and a chart node to the user.
     """
 
@@ -19,7 +19,7 @@ class EvaluateSection:
         self._isReady, self._showTable = isReady, showTable
         self._parameters = None
         self._job = None
-        ui.evaluateButton.clicked.connect(lambda *_: self._isReady(self._start))
+        ui.evaluateButton.clicked.connect(lambda *_: self._isReady(self._start, self._giveUp))
 
     def setParameters(self, parameters) -> None:
         """Work with another parameter node."""
@@ -44,7 +44,10 @@ class EvaluateSection:
             movingLandmarks=parameters.evaluationMovingLandmarks,
         )
 
-    def _start(self) -> None:
+    def _giveUp(self, sentence: str) -> None:
+        self._ui.evaluateLabel.setText(sentence)
+
+    def _start(self, _device: str) -> None:
         if self._parameters is None or self._job is not None:
             return
         self._ui.evaluateLabel.setText("Measuring...")
