@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -111,6 +112,7 @@ def test_a_worker_registers_as_the_library_does(
     }
 
 
+@pytest.mark.slow
 def test_another_preset_on_the_same_volumes_computes_no_embedding_anew(
     client: WorkerClient, files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -188,12 +190,24 @@ def test_mistakes_are_the_librarys_errors_and_the_worker_lives_on(
     assert client.hello()["process"] == process
 
 
-@pytest.mark.parametrize("stage", ["prepare", "align", "message_passing", "instance_optimization", "finish"])
+STAGES = {
+    "name": "stages",
+    "summary": "One stage of each kind: matching, a search on features, and an optimization.",
+    "features": "sam",
+    "fallback": None,
+    "spacing": 2.0,
+    "stages": [{"method": "align"}, {"method": "message_passing"}, {"method": "sam_coarse", "stride": 8}],
+}
+
+
+@pytest.mark.parametrize("stage", ["prepare", "align", "message_passing", "sam_coarse", "finish"])
 def test_a_cancellation_at_any_stage_is_answered_soon_and_leaves_nothing(
     client: WorkerClient, files: dict[str, str], tmp_path: Path, stage: str
 ) -> None:
     client.forget()
     process = client.process_id
+    preset = tmp_path / "stages.json"
+    preset.write_text(json.dumps(STAGES))
     stopped: list[float] = []
 
     def stop(at: str, _: float) -> None:
@@ -202,9 +216,9 @@ def test_a_cancellation_at_any_stage_is_answered_soon_and_leaves_nothing(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        client.register(**files, output=tmp_path / "job", preset="default", progress=stop, outputs=["warped"])
+        client.register(**files, output=tmp_path / "job", preset=preset, progress=stop, outputs=["warped"])
     assert time.monotonic() - stopped[0] < SECONDS_TO_CANCEL
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [preset]
     assert client.hello()["process"] == process, "a worker that answers keeps what it has loaded"
 
 
@@ -214,7 +228,7 @@ def test_a_call_can_be_cancelled_from_another_thread(
     threading.Timer(0.5, client.cancel).start()
     with pytest.raises(Cancelled):
         for _ in range(20):
-            client.register(**files, output=tmp_path / "job", preset="default")
+            client.register(**files, output=tmp_path / "job", preset="samconvex")
 
 
 def test_a_request_that_waits_can_be_cancelled(files: dict[str, str], tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ class Jobs:
     def __init__(self, threads: int | None = None, cache_bytes: int | None = None) -> None:
         if threads is not None:
             torch.set_num_threads(threads)
+        _load_all_of_torch()
         self._caches = DeviceCaches(cache_bytes)
         store = FeatureStore(self._caches)
         self.handlers: dict[str, Handler] = {
@@ -96,3 +97,8 @@ class Jobs:
         """Throw away all networks and embeddings."""
         self._caches.clear()
         return {}
+
+
+def _load_all_of_torch() -> None:
+    """Import now what torch imports at the first optimizer: for seconds, in which no work could be stopped."""
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError, UsageError
-from ..features.base import FeatureExtractor
+from ..features.base import FeatureExtractor, Features
 from ..grid import FloatArray, Grid
 from ..image_io import read_image
 from ..matching import FeatureIndex, match_points, require_matchable
@@ -106,7 +106,15 @@ def _indexed(
     moving_features = extractor.extract(problem.moving)
     task.progress("index", 0.8)
     with torch.no_grad():
-        return volumes[0].grid, FeatureIndex(features), FeatureIndex(moving_features)
+        return volumes[0].grid, FeatureIndex(_halved(features)), FeatureIndex(_halved(moving_features))
+
+
+def _halved(features: Features) -> Features:
+    """In half precision, as on a GPU: an index takes much memory, and finds the same points in half of it."""
+    coarse = features.coarse
+    return Features(
+        features.fine.to(dtype=torch.float16), None if coarse is None else coarse.to(dtype=torch.float16)
+    )
 
 
 def _bytes_of(index: FeatureIndex) -> int:
