@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .mrml import start_mrml
-from .qt_facade import install_qt
+from .qt_facade import install_qt, process_events
 from .widgets import install_widgets
 
 SOURCE_VARIABLE = "SLICER_SOURCE_DIR"
@@ -47,7 +47,7 @@ class Application:
         return True
 
     def processEvents(self) -> None:
-        install_qt().application.processEvents()
+        process_events()
 
     def applicationLogic(self) -> None:
         return None

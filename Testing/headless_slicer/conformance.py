@@ -40,7 +40,8 @@ def tables_take_items(qt: Any) -> None:
     assert table.rowCount == 1 and table.item(0, 1).text() == "text" and table.currentRow() == -1
 
 
-def processes_talk_in_both_directions(qt: Any) -> None:
+def processes_talk_in_both_directions(_: Any) -> None:
+    import slicer
     from SAMRegistrationModule.ProcessTransport import QProcessTransport
     from SAMRegistrationModule.Worker import baseEnvironment, workerPython
 
@@ -54,7 +55,7 @@ def processes_talk_in_both_directions(qt: Any) -> None:
         if not transport.is_running:
             break
         transport.pump(0.05)
-        qt.QCoreApplication.processEvents()
+        slicer.app.processEvents()
     assert b"heard words" in b"".join(part for part in heard if isinstance(part, bytes))
     assert "log noise" in heard and heard[-1] == 3 and not transport.is_running
 

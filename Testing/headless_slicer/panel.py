@@ -98,13 +98,13 @@ def make_module() -> Any:
 
 def process_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Run Qt's event loop until a condition holds."""
-    import qt
+    from .qt_facade import process_events
 
     until = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > until:
             pytest.fail("it hangs")
-        qt.application.processEvents()
+        process_events()
         time.sleep(0.005)
 
 

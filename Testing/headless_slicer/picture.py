@@ -41,12 +41,12 @@ def main(path: str, preset: str = "message-passing") -> None:
 
 
 def _save(widget: Any, path: str) -> None:
-    import qt
+    from headless_slicer.qt_facade import process_events
 
     widget.parent.resize(WIDTH, HEIGHT)
     widget.parent.show()
     for _ in range(20):
-        qt.application.processEvents()
+        process_events()
     widget.parent.grab().save(path)
 
 

@@ -39,6 +39,15 @@ def install_qt() -> types.ModuleType:
     return module
 
 
+def process_events() -> None:
+    """Let Qt do what is due. (`processEvents` of PySide6 6.12 gives away a reference to None at every call.)"""
+    from PySide6 import QtCore
+
+    loop = QtCore.QEventLoop()
+    QtCore.QTimer.singleShot(0, loop.quit)
+    loop.exec()
+
+
 def facade_of(kind: Any) -> Any:
     """The subclass of a QObject class with PythonQt's manners; anything else as it is."""
     from PySide6 import QtCore
