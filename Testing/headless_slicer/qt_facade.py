@@ -40,12 +40,10 @@ def install_qt() -> types.ModuleType:
 
 
 def process_events() -> None:
-    """Let Qt do what is due. (`processEvents` of PySide6 6.12 gives away a reference to None at every call.)"""
+    """Let Qt do what is due."""
     from PySide6 import QtCore
 
-    loop = QtCore.QEventLoop()
-    QtCore.QTimer.singleShot(0, loop.quit)
-    loop.exec()
+    QtCore.QCoreApplication.processEvents()
 
 
 def facade_of(kind: Any) -> Any:
