@@ -28,7 +28,7 @@ from .metrics import StageRecorder, field_quality
 from .presets import Preset, load_preset
 from .report import build_report, describe_input, similarity_under, write_report
 from .sampling import Interpolation, Outside
-from .stages import check_stages, run_stage
+from .stages import check_stages, run_stage, stage_labels
 from .transform_io import write_transform
 from .transforms import CompositeTransform, Transform, transform_points
 
@@ -124,7 +124,9 @@ def register(
     chosen = preset if isinstance(preset, Preset) else load_preset(preset)
     check_stages(chosen.stages)
     target = resolve_device(device)
-    plan = {"prepare": 1.0, **{stage.name: stage.share for stage in chosen.stages}, "finish": 2.0}
+    labels = stage_labels(chosen.stages)
+    shares = {label: stage.share for label, stage in zip(labels, chosen.stages, strict=True)}
+    plan = {"prepare": 1.0, **shares, "finish": 2.0}
     recorder = StageRecorder(progress, plan, target)
     with recorder.stage("prepare"):
         volumes = as_volume(fixed, "fixed"), as_volume(moving, "moving")
@@ -137,9 +139,9 @@ def register(
         problem = prepare(extractor, volumes, chosen.spacing, target, masks, seed)
         problem.warnings.extend(notes)
     try:
-        for stage in chosen.stages:
-            with recorder.stage(stage.name):
-                problem.progress = lambda fraction, name=stage.name: recorder.advance(name, fraction)  # type: ignore[misc]
+        for label, stage in zip(labels, chosen.stages, strict=True):
+            with recorder.stage(label):
+                problem.progress = lambda fraction, label=label: recorder.advance(label, fraction)  # type: ignore[misc]
                 _noting(problem.warnings, lambda stage=stage: run_stage(problem, stage, start))  # type: ignore[misc]
         with recorder.stage("finish"):
             transform = _final_transform(problem)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .errors import InputError
 from .methods.align import align_stage
+from .methods.convex_search import convex_search
 from .methods.convexadam import convexadam
 from .methods.instance_optimization import instance_optimization
 from .methods.message_passing import message_passing
@@ -19,6 +20,7 @@ from .presets import Stage
 from .transforms import Transform
 
 DEFORMABLE: dict[str, Callable[..., Tensor]] = {
+    "convex_search": convex_search,
     "convexadam": convexadam,
     "instance_optimization": instance_optimization,
     "message_passing": message_passing,
@@ -47,6 +49,16 @@ def check_stages(stages: Iterable[Stage]) -> None:
                 f'a preset gives the stage "{stage.name}" the unknown setting "{unknown[0]}"; '
                 f"there are {', '.join(sorted(names))}"
             )
+
+
+def stage_labels(stages: Iterable[Stage]) -> list[str]:
+    """What to call the stages of a preset in reports: their names, numbered from the second of a name on."""
+    labels: list[str] = []
+    seen: dict[str, int] = {}
+    for stage in stages:
+        seen[stage.name] = seen.get(stage.name, 0) + 1
+        labels.append(stage.name if seen[stage.name] == 1 else f"{stage.name} {seen[stage.name]}")
+    return labels
 
 
 def run_stage(problem: Problem, stage: Stage, start: Transform | None) -> None:

@@ -41,9 +41,7 @@ def message_passing(
         (1, 3, z, y, x) in voxels of the finest features.
     """
     with torch.inference_mode():
-        fixed, moving = (
-            halved_levels(features, len(radii)) for features in joined_features(problem, mind_share)
-        )
+        fixed, moving = (halved_levels(features, len(radii)) for features in joined_features(problem, mind_share))
         # Thin volumes have fewer levels.
         radii = radii[-len(fixed) :]
         masks = [

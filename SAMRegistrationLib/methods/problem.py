@@ -73,7 +73,7 @@ class Problem:
     displacement: Tensor | None = None
     seed: int = 0
     warnings: list[str] = field(default_factory=list)
-    details: dict[str, object] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     progress: Progress = no_progress
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _kept_initial: Transform | None = field(default=None, init=False, repr=False)

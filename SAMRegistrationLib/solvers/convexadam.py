@@ -60,7 +60,10 @@ ADAM_CONFIG = OptimizationConfig(
 
 @torch.no_grad()
 def discrete_stage(
-    fixed: torch.Tensor, moving: torch.Tensor, config: DiscreteConfig | None = None
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    config: DiscreteConfig | None = None,
+    masks: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
 ) -> torch.Tensor:
     """Search all shifts of +-radius blocks at once, in both directions.
 
@@ -68,6 +71,8 @@ def discrete_stage(
         fixed: (1, C, z, y, x) features.
         moving: features on the same grid.
         config: see `DiscreteConfig`.
+        masks: which fixed and which moving voxels count, (1, 1, z, y, x) on the same grid each, None for all; a
+            block counts if half of it does.
 
     Returns:
         (1, 3, z, y, x) displacement on the grid of the features, in its voxels.
@@ -75,15 +80,26 @@ def discrete_stage(
     config = config or DiscreteConfig()
     shape = fixed.shape[2:]
     fixed, moving = average_blocks(fixed, config.block), average_blocks(moving, config.block)
-    forward = _search(fixed, moving, config)
+    fixed_valid, moving_valid = (
+        None if mask is None else (average_blocks(mask, config.block) >= 0.5).float() for mask in masks
+    )
+    forward = _search(fixed, moving, config, fixed_valid, moving_valid)
     if config.inverse_iterations > 0:
-        backward = _search(moving, fixed, config)
+        backward = _search(moving, fixed, config, moving_valid, fixed_valid)
         forward, _ = make_inverse_consistent(forward, backward, config.inverse_iterations)
     return upsample(forward, shape)
 
 
-def _search(fixed: torch.Tensor, moving: torch.Tensor, config: DiscreteConfig) -> torch.Tensor:
-    cost = cost_volume(fixed, moving, config.radius, config.measure)
+def _search(
+    fixed: torch.Tensor,
+    moving: torch.Tensor,
+    config: DiscreteConfig,
+    fixed_valid: torch.Tensor | None,
+    moving_valid: torch.Tensor | None,
+) -> torch.Tensor:
+    cost = cost_volume(
+        fixed, moving, config.radius, config.measure, fixed_valid=fixed_valid, moving_valid=moving_valid
+    )
     cost = smooth(cost, config.cost_passes).mul_(config.cost_scale)
     return solve_level(cost, config.radius, config.couplings, config.passes)
 
