@@ -178,6 +178,7 @@ class SAMRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def initializeParameterNode(self):
         """Show the parameter node of the scene; without a choice, the first two volumes are proposed."""
+        restoreInterpolation(slicer.mrmlScene)
         parameters = self.logic.getParameterNode()
         volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
         volumes = [volume for volume in volumes if not volume.IsA("vtkMRMLLabelMapVolumeNode")]
