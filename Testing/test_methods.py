@@ -1,0 +1,130 @@
+"""The stages of presets on a problem: what they share, and what a start gone astray does to them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from phantoms import PhantomPair, phantom_pair
+from torch import Tensor
+
+from SAMRegistrationLib.errors import InputError
+from SAMRegistrationLib.features.mind import MindExtractor
+from SAMRegistrationLib.image import Image
+from SAMRegistrationLib.methods.convex_search import convex_search
+from SAMRegistrationLib.methods.instance_optimization import instance_optimization
+from SAMRegistrationLib.methods.problem import Problem
+from SAMRegistrationLib.pipeline import prepare
+from SAMRegistrationLib.presets import Stage
+from SAMRegistrationLib.stages import stage_labels
+from SAMRegistrationLib.transforms import AffineTransform
+
+COARSE = {"mind_weight": 12.0, "lattice": 1, "iterations": 40, "learning_rate": 0.5, "control_spacing": 1}
+
+
+class CountingExtractor(MindExtractor):
+    """MIND that counts how often it is asked."""
+
+    calls = 0
+
+    def extract_tensor(self, volume: Tensor) -> tuple[Tensor, Tensor | None]:
+        self.calls += 1
+        return super().extract_tensor(volume)
+
+
+@pytest.fixture(scope="module")
+def pair() -> PhantomPair:
+    return phantom_pair(4.0)
+
+
+def problem_of(fixed: Image, moving: Image, extractor: MindExtractor | None = None) -> Problem:
+    return prepare(extractor or MindExtractor(spacing=4.0), (fixed, moving), 4.0, torch.device("cpu"))
+
+
+@pytest.fixture
+def problem(pair: PhantomPair) -> Problem:
+    """The phantom pair, aligned as well as a translation can."""
+    ready = problem_of(pair.fixed, pair.moving)
+    points = pair.inside()
+    matrix = AffineTransform().matrix.copy()
+    matrix[:3, 3] = (pair.truth(points) - points).mean(axis=0)
+    ready.initial = AffineTransform(matrix)
+    return ready
+
+
+def error(pair: PhantomPair, problem: Problem) -> float:
+    """Mean distance in mm to the truth inside the body."""
+    return float(pair.error(problem.transform().transform_points).mean())
+
+
+def test_features_are_computed_once_for_all_stages(pair: PhantomPair) -> None:
+    extractor = CountingExtractor(spacing=4.0)
+    ready = problem_of(pair.fixed, pair.moving, extractor)
+    ready.displacement = convex_search(ready, block=2, radius=2)
+    ready.displacement = instance_optimization(ready, iterations=2, block=2)
+    instance_optimization(ready, iterations=2)
+    assert extractor.calls == 2
+
+
+def test_another_initial_map_has_other_moving_features_and_the_same_fixed_ones(pair: PhantomPair) -> None:
+    extractor = CountingExtractor(spacing=4.0)
+    ready = problem_of(pair.fixed, pair.moving, extractor)
+    fixed, moving = ready.features()
+    matrix = AffineTransform().matrix.copy()
+    matrix[0, 3] = 12.0
+    ready.initial = AffineTransform(matrix)
+    fixed_again, moved = ready.features()
+    assert fixed_again is fixed and extractor.calls == 3
+    assert not torch.equal(moved.fine.data, moving.fine.data)
+
+
+def test_the_two_way_search_comes_closer_to_the_truth(pair: PhantomPair, problem: Problem) -> None:
+    matrix = problem.initial.matrix.copy()
+    matrix[:3, 3] += (30.0, 0.0, -24.0)
+    problem.initial = AffineTransform(matrix)
+    before = error(pair, problem)
+    problem.displacement = convex_search(problem, block=2, radius=3)
+    assert error(pair, problem) < 0.3 * before
+
+
+def test_the_search_leaves_out_what_the_mask_leaves_out(problem: Problem) -> None:
+    everything = convex_search(problem, block=2, radius=3)
+    problem.fixed_mask = torch.zeros(problem.grid.shape, dtype=torch.bool)
+    assert convex_search(problem, block=2, radius=3).abs().max() < 1e-6 < everything.abs().max()
+
+
+def test_a_descent_on_blocks_has_their_resolution_and_comes_closer(pair: PhantomPair, problem: Problem) -> None:
+    before = error(pair, problem)
+    problem.displacement = instance_optimization(problem, block=2, **COARSE)
+    assert list(problem.displacement.shape[2:]) == [n // 4 for n in problem.grid.shape]
+    assert error(pair, problem) < 0.8 * before
+
+
+def test_a_search_that_went_astray_does_no_harm_to_a_descent_from_rest_too(
+    pair: PhantomPair, problem: Problem
+) -> None:
+    shape = tuple(n // 4 for n in problem.grid.shape)
+    astray = 4.0 * torch.randn((1, 3, *shape), generator=torch.Generator().manual_seed(1))
+    problem.displacement = astray
+    trusting = instance_optimization(problem, block=2, **COARSE)
+    wary = instance_optimization(problem, block=2, from_rest=True, **COARSE)
+    assert [entry["start"] for entry in problem.details["instance_optimization"]] == ["found", "rest"]
+    problem.displacement = trusting
+    far = error(pair, problem)
+    problem.displacement = wary
+    assert error(pair, problem) < 0.5 * far
+
+
+def test_a_good_start_is_kept_beside_the_one_from_rest(problem: Problem) -> None:
+    problem.displacement = instance_optimization(problem, block=1, mind_weight=12.0, iterations=60)
+    instance_optimization(problem, block=2, from_rest=True, **{**COARSE, "iterations": 4})
+    assert problem.details["instance_optimization"][-1]["start"] == "found"
+
+
+def test_an_unknown_setting_of_the_descent_is_refused(problem: Problem) -> None:
+    with pytest.raises(InputError, match="no such setting"):
+        instance_optimization(problem, speed=3)
+
+
+def test_stages_of_one_name_are_told_apart_in_reports() -> None:
+    stages = [Stage("align", {}), Stage("descend", {}), Stage("descend", {}), Stage("descend", {})]
+    assert stage_labels(stages) == ["align", "descend", "descend 2", "descend 3"]
