@@ -8,6 +8,7 @@ from torch import Tensor
 HISTOGRAM_BINS = 64
 HISTOGRAM_TAIL = 0.005
 PERCENTILE_SAMPLES = 200_000
+_SLICES_AT_ONCE = 32
 
 
 def similarity(first: Tensor, second: Tensor, mask: Tensor | None = None) -> dict[str, float]:
@@ -43,7 +44,13 @@ def _selected(first: Tensor, second: Tensor, mask: Tensor | None) -> tuple[Tenso
     inside = mask.bool()
     if not bool(inside.any()):
         raise ValueError("the mask is empty")
-    return first[inside], second[inside]
+    return _values_at(inside, first), _values_at(inside, second)
+
+
+def _values_at(inside: Tensor, volume: Tensor) -> Tensor:
+    """`volume[inside]`, some slices after the other: whoever wants to stop need not wait for a large volume."""
+    pairs = zip(volume.split(_SLICES_AT_ONCE), inside.split(_SLICES_AT_ONCE), strict=True)
+    return torch.cat([values[chosen] for values, chosen in pairs])
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:
