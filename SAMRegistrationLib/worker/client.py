@@ -24,7 +24,9 @@ PathLike = str | os.PathLike[str]
 Progress = Callable[[str, float], None]
 Result = dict[str, Any]
 
-GRACE_SECONDS = 1.5
+GRACE_SECONDS = 1.2
+"""So that a call ends within two seconds even where the worker must be killed with a lot of memory."""
+
 _TICK_SECONDS = 0.1
 _CLOSE_SECONDS = 5.0
 _ERRORS: dict[str, type[RegistrationError]] = {
