@@ -129,6 +129,22 @@ def test_every_sentence_is_reached_by_a_symptom(mrml: Any) -> None:
     assert adviceFor(["everything is fine", "stage affine: 3 s"]) is None
 
 
+def test_the_log_is_only_asked_about_what_nobody_expected(mrml: Any) -> None:
+    assert mrml is not None
+    from SAMRegistrationModule.Failures import adviceOn
+
+    log = ["ModuleNotFoundError: No module named 'safetensors'"]
+    assert adviceOn("the volumes do not overlap", "Check them.", "input", log) == "Check them."
+    died = adviceOn(
+        "the registration worker stopped unexpectedly (exit status 1)", "Try again.", "worker-died", log
+    )
+    assert died is not None and "press Install" in died
+    old = [*log, *["stage affine"] * 40]
+    assert (
+        adviceOn("the registration worker stopped unexpectedly", "Try again.", "worker-died", old) == "Try again."
+    )
+
+
 class Pip:
     """Slicer's packaging and the extension PyTorch, as far as the installer uses them."""
 

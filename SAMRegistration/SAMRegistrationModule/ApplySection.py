@@ -1,6 +1,6 @@
 """The part of the panel around Apply: what is missing, progress, cancel, status, log, undo."""
 
-from .Failures import adviceFor
+from .Failures import adviceOn
 from .Geometry import InputProblem
 from .OutputNodes import REPORT, TRANSFORM
 from .RegistrationLogic import CANCELLED, applyToMoving
@@ -148,8 +148,8 @@ class ApplySection:
         if kind == CANCELLED:
             self._say("Cancelled; the scene is as it was.")
         else:
-            advice = adviceFor([message, hint or "", *self._logic.worker.log[-40:]])
-            self._say("\n".join(part for part in (message, advice or hint) if part))
+            advice = adviceOn(message, hint, kind, self._logic.worker.log)
+            self._say("\n".join(part for part in (message, advice) if part))
         self.log(message)
         self.update()
 

@@ -1,7 +1,7 @@
 """The part of the panel about the computer: what is installed, devices, memory, models, repair."""
 
 from .Environment import READY, inspectPackages, nvidiaDriver
-from .Failures import adviceFor
+from .Failures import adviceFor, adviceOn
 from .Installation import Installer
 from .Models import deleteModel, installedModels
 
@@ -141,9 +141,9 @@ class EnvironmentSection:
 
         self._logic.ask("check_device", {"device": name}, onResult, self._onError)
 
-    def _onError(self, message: str, hint, _kind: str) -> None:
-        advice = adviceFor([message, hint or "", *self._logic.worker.log[-40:]])
-        self._say("\n".join(part for part in (message, advice or hint) if part))
+    def _onError(self, message: str, hint, kind: str) -> None:
+        advice = adviceOn(message, hint, kind, self._logic.worker.log)
+        self._say("\n".join(part for part in (message, advice) if part))
 
     def _onInstalled(self, problem) -> None:
         if problem:

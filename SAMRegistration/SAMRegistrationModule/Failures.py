@@ -93,10 +93,25 @@ KNOWN_FAILURES = (
 """Pairs of a regular expression and its sentence; the first that fits counts."""
 
 
+LOOKED_AT = 40
+"""Lines at the end of the log; what is older belongs to another failure."""
+
+
 def adviceFor(lines: "Iterable[str]") -> "str | None":
-    """The sentence for what a log tells, or None if nothing known is in it."""
+    """The sentence for what some lines tell, or None if nothing known is in them."""
     text = "\n".join(lines)
     for symptom, sentence in KNOWN_FAILURES:
         if re.search(symptom, text, flags=re.MULTILINE):
             return sentence
     return None
+
+
+def adviceOn(message: str, hint: "str | None", kind: str, log: "list[str]") -> "str | None":
+    """What to do about an error of the worker: by its own words, else by the log, else by its hint.
+
+    The log is only asked about errors that the worker did not expect: it may tell of older ones.
+    """
+    advice = adviceFor([message, hint or ""])
+    if advice is None and kind in ("internal", "worker-died"):
+        advice = adviceFor(log[-LOOKED_AT:])
+    return advice or hint
