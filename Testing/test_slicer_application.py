@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,53 @@ def test_the_self_test_passes_on_the_stand_ins(host: Any, monkeypatch: pytest.Mo
     result = unittest.TestResult()
     unittest.defaultTestLoader.loadTestsFromTestCase(SAMRegistration.SAMRegistrationTest).run(result)
     assert result.testsRun == 1 and result.wasSuccessful(), result.errors + result.failures
+
+
+def run_alone(code: str) -> str:
+    """The last line that some code prints in a process of its own, with Slicer's stand-ins."""
+    preamble = f"""
+import sys
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(MODULE_FOLDER)!r}]
+from headless_slicer.application import start_slicer
+slicer = start_slicer()
+from SAMRegistrationModule.SelfTest import addPhantom
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", preamble + code], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_slicers_process_loads_no_torch_even_when_it_registers(host: Any) -> None:
+    assert host.app is not None
+    told = run_alone("""
+from headless_slicer.panel import make_panel, process_until
+addPhantom("fixed", 0.0), addPhantom("moving", 6.0)
+widget = make_panel()
+widget.ui.environmentCollapsibleButton.setCollapsed(False)
+widget.ui.presetComboBox.setCurrentIndex(widget.ui.presetComboBox.findText("rigid"))
+widget.ui.applyButton.click()
+process_until(lambda: widget.ui.statusLabel.text.startswith("Done"), 120)
+for button in ("checkerboardButton", "differenceButton", "jacobianButton", "worstButton"):
+    getattr(widget.ui, button).click()
+widget.cleanup()
+print("loaded:", *{"torch", "SimpleITK", "safetensors", "scipy"} & set(sys.modules))
+""")
+    assert told.strip() == "loaded:"
+
+
+@pytest.mark.slow
+def test_the_console_example_of_the_readme_works(host: Any) -> None:
+    assert host.app is not None
+    readme = (MODULE_FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    example = re.search(r"### From Slicer's Python console\n\n```python\n(.*?)```", readme, re.DOTALL)
+    assert example
+    told = run_alone(f"""
+addPhantom("SAMRegistrationFixed", 0.0), addPhantom("SAMRegistrationMoving", 6.0)
+getNode = slicer.util.getNode
+{example[1]}
+print(moving.GetParentTransformNode().GetName(), getNode("SAMRegistrationMoving registered").GetClassName())
+""")
+    assert told == "SAMRegistrationMoving registration vtkMRMLScalarVolumeNode"
