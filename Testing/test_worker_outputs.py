@@ -84,7 +84,7 @@ def test_a_linear_map_needs_few_voxels(pair: PhantomPair) -> None:
 
 def fine_start(pair: PhantomPair) -> Transform:
     """A smooth field on a fine grid, as a user's start."""
-    grid = pair.fixed.grid.resampled(2.0)
+    grid = pair.fixed.grid.resampled(3.0)
     z, y, x = np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij")
     waves = np.stack([np.sin(z / 6), np.sin(x / 7), np.sin(y / 5)]) * 3
     return DisplacementField(torch.from_numpy(waves[None]).float(), grid)
