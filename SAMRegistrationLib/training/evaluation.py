@@ -21,6 +21,7 @@ from torch import Tensor
 from ..features.base import FeatureExtractor, FeatureMap
 from ..image import Image
 from ..image_io import read_image, read_labels
+from ..matching import query_vectors
 from .evaluation_views import changed_views
 from .manifest import UNSPECIFIC_LABELS, Volume
 
@@ -127,7 +128,7 @@ def _self_errors(extractor: FeatureExtractor, volume: Volume, seed: int) -> np.n
     first, second = changed_views(read_image(volume.path, "CT"), seed)
     query_map = extractor.extract(first.image).joined()
     points, truth = _corresponding(first.positions, second.positions, first.body, seed)
-    queries = _vectors_at(query_map, first.image.grid.to_world(points))
+    queries = query_vectors(query_map, first.image.grid.to_world(points))
     target_map = extractor.extract(second.image).joined()
     matched = second.image.grid.to_voxel(target_map.grid.to_world(nearest_voxels(queries, target_map).numpy()))
     # Errors are measured in the undistorted volume, where a mm is a mm.
@@ -178,7 +179,7 @@ def _structure_result(
 ) -> tuple[float, float]:
     world = _structure_points(query_labels, value)
     picks = np.linspace(0, len(world) - 1, min(len(world), POINTS_PER_STRUCTURE)).astype(int)
-    matched = nearest_voxels(_vectors_at(query_map, world[picks]), target_map)
+    matched = nearest_voxels(query_vectors(query_map, world[picks]), target_map)
     places = target_map.grid.to_world(matched.numpy())
     indices = np.rint(target_labels.grid.to_voxel(places)).astype(int)
     indices = indices.clip(0, np.asarray(target_labels.grid.size) - 1)
@@ -191,13 +192,6 @@ def _structure_points(labels: Image, value: float) -> np.ndarray:
     """World positions (n, 3) of a structure's voxels."""
     voxels = np.argwhere(labels.data.numpy() == value)[:, ::-1]
     return np.asarray(labels.grid.to_world(voxels))
-
-
-def _vectors_at(features: FeatureMap, world: np.ndarray) -> Tensor:
-    """The vectors (n, C) of the voxels nearest to world points (n, 3)."""
-    indices = np.rint(features.grid.to_voxel(world)).astype(int).clip(0, np.asarray(features.grid.size) - 1)
-    x, y, z = torch.from_numpy(indices).unbind(1)
-    return features.data[0, :, z, y, x].T
 
 
 def _refined(similarity: Tensor, best: Tensor) -> Tensor:
