@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from benchmarks.evaluate import evaluate
+from benchmarks.evaluate import distance_per_slice, evaluate
 from benchmarks.job import ResultFiles
 from benchmarks.method import Task, affine
 from benchmarks.pairs import PAIRS_FILE, Pair, Start, apply_matrix, load_pairs, moved_in_world
@@ -151,6 +151,16 @@ def test_a_volume_registered_to_itself_has_perfect_overlap(data_dir: Path) -> No
     shifted = DisplacementField.zero(grid)
     shifted.data[:, 0] = 12.0
     assert scores_of(same, shifted)["center_mm", "Mandible"] == pytest.approx(12, abs=max(grid.spacing) / 2 + 0.1)
+
+
+def test_tubes_are_compared_slice_by_slice_whatever_their_length_and_thickness() -> None:
+    grid = Grid((20, 20, 12), (2.0, 2.0, 3.0), (5.0, -3.0, 1.0))
+    fixed, warped = (np.zeros(grid.shape, dtype=bool) for _ in range(2))
+    fixed[0:9, 4:7, 4:7] = True
+    warped[4:12, 8:11, 7:10] = True
+    warped[7:12, 7:12, 6:11] = True
+    assert distance_per_slice(fixed, warped, grid) == pytest.approx(2.0 * 5.0)
+    assert np.isnan(distance_per_slice(fixed[::-1] & False, warped, grid))
 
 
 @pytest.mark.data

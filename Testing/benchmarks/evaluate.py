@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from SAMRegistrationLib.field import DisplacementField
+from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.image_io import read_image, read_labels
 from SAMRegistrationLib.metrics import (
@@ -109,7 +110,7 @@ def _label_scores(
     grid = fixed_image.grid
     centers = center_distance_per_label(fixed, warped, labels, grid)
     for value in (value for value, label in labels.items() if label.open_ended):
-        centers[value] = center_distance_per_label(*_shared_slices(fixed, warped, value), [value], grid)[value]
+        centers[value] = distance_per_slice(fixed == value, warped == value, grid)
     # A label that the transform drove out of the compared region altogether is an overlap of nothing.
     overlaps = {v: 0.0 if math.isnan(d) else d for v, d in dice_per_label(fixed, warped, labels).items()}
     surfaces = hausdorff95_per_label(fixed, warped, labels, grid.spacing)
@@ -125,11 +126,22 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _shared_slices(fixed: LabelArray, warped: LabelArray, value: int) -> tuple[LabelArray, LabelArray]:
-    """Both maps of one label, only in the slices that hold it in both."""
-    first, second = fixed == value, warped == value
-    shared = (first.any(axis=(1, 2)) & second.any(axis=(1, 2)))[:, None, None]
-    return np.where(first & shared, value, 0), np.where(second & shared, value, 0)
+def distance_per_slice(fixed: BoolArray, warped: BoolArray, grid: Grid) -> float:
+    """Mean distance in mm of the centers of two tubes within the slices (z) that hold both; NaN if none does.
+
+    Where a contour ends and how thick it was drawn at each level says nothing about the match, and either would
+    move a tube's whole center by centimeters.
+    """
+    distances = [
+        math.dist(_center_in_world(fixed, z, grid), _center_in_world(warped, z, grid))
+        for z in np.flatnonzero(fixed.any(axis=(1, 2)) & warped.any(axis=(1, 2))).tolist()
+    ]
+    return float(np.mean(distances)) if distances else math.nan
+
+
+def _center_in_world(mask: BoolArray, z: int, grid: Grid) -> list[float]:
+    y, x = np.nonzero(mask[z])
+    return [float(value) for value in grid.to_world(np.array([x.mean(), y.mean(), z]))]
 
 
 def _region(pair: Pair, fixed: Image, moving: Image, inside: BoolArray) -> BoolArray | None:

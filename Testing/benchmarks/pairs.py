@@ -57,8 +57,8 @@ class Label:
         name: the organ.
         group: the row of the summary that it counts for.
         scored: whether it counts for the mean Dice; the others are reported only.
-        open_ended: a tube whose contoured length is arbitrary: its center is compared over the axial range
-            that both label maps share.
+        open_ended: a tube whose contoured length is arbitrary: its center is compared slice by slice, where both
+            label maps have it.
     """
 
     value: int
