@@ -374,7 +374,7 @@ def test_work_that_never_looks_up_is_stopped_between_two_steps(cancellation: Can
     cancel_soon(cancellation, 1)
     with pytest.raises(Cancelled), cancellation.of(1):
         busy(20)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
 
 
 def test_the_end_of_a_with_block_is_not_torn_apart(cancellation: Cancellation) -> None:

@@ -33,7 +33,7 @@ class Answer:
 class ScriptedHost:
     """A session with a worker whose process runs some lines of Python before, or instead of, the worker's own."""
 
-    def __init__(self, script: str = MAIN, grace_seconds: float = 2.0) -> None:
+    def __init__(self, script: str = MAIN, grace_seconds: float = 10.0) -> None:
         self.transport = ProcessTransport([sys.executable, "-u", "-c", script], worker_environment(os.environ))
         self.session = WorkerSession(self.transport, grace_seconds=grace_seconds)
 

@@ -49,6 +49,7 @@ class WorkerClient:
         threads: CPU threads of the computation.
         cache_bytes: memory for embeddings on each device; by default a share of what is free.
         on_log: told every line that the worker logs.
+        grace_seconds: how long a cancelled call may take to stop before its worker is killed.
     """
 
     def __init__(
@@ -59,11 +60,12 @@ class WorkerClient:
         threads: int | None = None,
         cache_bytes: int | None = None,
         on_log: Callable[[str], None] | None = None,
+        grace_seconds: float = GRACE_SECONDS,
     ) -> None:
         self.device = device
         command = worker_command(python, threads=threads, cache_bytes=cache_bytes)
         self._transport = ProcessTransport(command, worker_environment(os.environ))
-        self._session = WorkerSession(self._transport, on_log=on_log, grace_seconds=GRACE_SECONDS)
+        self._session = WorkerSession(self._transport, on_log=on_log, grace_seconds=grace_seconds)
 
     def __enter__(self) -> WorkerClient:
         return self
