@@ -24,7 +24,7 @@ from SAMRegistrationLib.worker.client import WorkerClient
 from SAMRegistrationLib.worker.command import worker_command, worker_environment
 
 PATIENCE_SECONDS = 15.0
-"""Longer than a busy machine needs for an answer that a free one gives within two seconds; a hang takes far longer."""
+"""More than a busy machine needs for what a free one answers within two seconds, and less than a hang takes."""
 
 SLOW_WRITING = f"""
 import time
