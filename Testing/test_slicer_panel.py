@@ -561,7 +561,8 @@ print(*{{name.split(".")[0] for name in set(sys.modules) - before}} - set(sys.st
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(result.stdout.splitlines()[-1].split())
-    assert loaded == {"SAMRegistration", "SAMRegistrationModule", "vtk", "vtkmodules"}
+    own = {"SAMRegistration", "SAMRegistrationModule"}
+    assert own <= loaded <= own | {"vtk", "vtkmodules"}
 
 
 def test_making_the_panel_is_quick(slicer: Any, volumes: tuple[Any, Any]) -> None:

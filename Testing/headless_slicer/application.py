@@ -1,7 +1,7 @@
 """Slicer's Python layer around MRML without its application: `slicer.app`, base classes, parameter nodes.
 
 If SLICER_SOURCE_DIR names a checkout or an installation of Slicer, its own base classes and parameter nodes are
-used; else the stand-ins of this folder.
+used (but not its installer of packages); else the stand-ins of this folder.
 """
 
 from __future__ import annotations
@@ -15,10 +15,19 @@ from typing import Any
 
 from .mrml import start_mrml
 from .qt_facade import install_qt, process_events
+from .unused_widgets import name_unused_widgets
 from .widgets import install_widgets
 
 SOURCE_VARIABLE = "SLICER_SOURCE_DIR"
 _PYTHON_FOLDERS = ("Base/Python/slicer", "bin/Python/slicer", "lib/Python/slicer", "Python/slicer")
+
+
+class ModuleManager:
+    """What a panel asks of `slicer.app.moduleManager()`; no module is unloaded here."""
+
+    def connect(self, signal: str, slot: Any) -> None:
+        if signal != "moduleAboutToBeUnloaded(QString)" or not callable(slot):
+            raise ValueError(f"the module manager has no signal {signal} here")
 
 
 class Application:
@@ -29,6 +38,7 @@ class Application:
     def __init__(self) -> None:
         self.temporaryPath = tempfile.gettempdir()
         self._at_startup: list[Any] = []
+        self._modules = ModuleManager()
 
     def connect(self, signal: str, slot: Any) -> None:
         if signal != "startupCompleted()":
@@ -39,6 +49,12 @@ class Application:
         """What the application does when all modules are loaded."""
         for slot in self._at_startup:
             slot()
+
+    def moduleManager(self) -> ModuleManager:
+        return self._modules
+
+    def translate(self, _context: str, text: str) -> str:
+        return text
 
     def layoutManager(self) -> None:
         return None
@@ -74,7 +90,10 @@ def start_slicer() -> Any:
     install_widgets()
     own = slicer_source()
     if own is not None:
+        name_unused_widgets()
         slicer.__path__.append(str(own))
+        # No test may install or remove packages of the Python it runs in.
+        sys.modules["slicer.packaging"] = None  # type: ignore[assignment]
         import slicer.i18n
         import slicer.parameterNodeWrapper
         import slicer.ScriptedLoadableModule

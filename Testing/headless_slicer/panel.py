@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from .fixtures import MODULE_FOLDER
+
 
 class ScriptedTransport:
     """A worker without a process: keeps what it is told, and says what a test makes it say.
@@ -82,9 +84,17 @@ def result_reply(field: Path, report: dict[str, Any] | None = None, **files: Pat
 
 def make_panel(logic: Any = None, dialogs: Any = None) -> Any:
     """The module's widget, set up in a window."""
+    import qt
+    import slicer
+
     import SAMRegistration
 
-    widget = SAMRegistration.SAMRegistrationWidget(None, logic, dialogs or Dialogs())
+    slicer.modules.samregistration = _description()
+    parent = slicer.qMRMLWidget()
+    parent.setLayout(qt.QVBoxLayout())
+    parent.setMRMLScene(slicer.mrmlScene)
+    parent.isEntered = True
+    widget = SAMRegistration.SAMRegistrationWidget(parent, logic, dialogs or Dialogs())
     widget.setup()
     return widget
 
@@ -93,7 +103,12 @@ def make_module() -> Any:
     """The module itself, as Slicer makes it."""
     import SAMRegistration
 
-    return SAMRegistration.SAMRegistration(types.SimpleNamespace())
+    return SAMRegistration.SAMRegistration(_description())
+
+
+def _description() -> types.SimpleNamespace:
+    """What Slicer knows of the module before it makes it: where its file lies."""
+    return types.SimpleNamespace(path=str(MODULE_FOLDER / "SAMRegistration.py"))
 
 
 def process_until(condition: Callable[[], Any], seconds: float = 60.0) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import types
 import unittest
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,9 @@ class ScriptedLoadableModule:
 class ScriptedLoadableModuleWidget:
     """A panel within a parent widget with a layout."""
 
-    def __init__(self, parent: Any = None) -> None:
-        import qt
-
-        self.parent = parent if parent is not None else qt.QWidget()
-        if self.parent.layout() is None:
-            self.parent.setLayout(qt.QVBoxLayout())
-        if not hasattr(self.parent, "isEntered"):
-            self.parent.isEntered = True
-        self.layout = self.parent.layout()
+    def __init__(self, parent: Any) -> None:
+        self.parent = parent
+        self.layout = parent.layout()
 
     def resourcePath(self, name: str) -> str:
         return str(Path(inspect.getfile(type(self))).parent / "Resources" / name)
@@ -77,8 +70,3 @@ CLASSES = {
         ScriptedLoadableModuleTest,
     )
 }
-
-
-def module_parent() -> Any:
-    """What a module gets as parent: an object that takes attributes."""
-    return types.SimpleNamespace()
