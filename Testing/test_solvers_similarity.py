@@ -183,6 +183,14 @@ def test_the_fold_term_is_zero_without_folds_and_pushes_against_them() -> None:
     assert float(after) < float(term.detach())
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_fold_penalty_sees_thin_fields_too(depth: int) -> None:
+    u = torch.zeros(1, 3, depth, 6, 6)
+    u[0, 0] = -3.0 * torch.arange(6.0)
+    penalties = [float(FoldTerm()(FieldState(u, u, iteration))) for iteration in range(8)]
+    assert all(penalty == 0 for penalty in penalties) if depth == 1 else min(penalties) > 1
+
+
 def test_gradient_of_the_corner_determinant_is_exact() -> None:
     u = noise((1, 3, 4, 4, 5), 0).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda field: corner_determinant(field, (1, -1, -1), (2, 1, 2)), u)

@@ -246,8 +246,12 @@ class FoldTerm:
     lattice: int = 2
 
     def __call__(self, state: FieldState) -> torch.Tensor:
-        z, y, x = lattice_slices(state.iteration, self.lattice)
-        u = state.u[:, :, z.start :, y.start :, x.start :]
+        if min(state.u.shape[2:]) < 2:
+            return state.u.new_zeros(())
+        # Of a thin field at least two voxels along each axis must be left to take differences.
+        starts = [part.start for part in lattice_slices(state.iteration, self.lattice)]
+        z, y, x = (min(start, size - 2) for start, size in zip(starts, state.u.shape[2:], strict=True))
+        u = state.u[:, :, z:, y:, x:]
         corner = CORNERS[state.iteration % len(CORNERS)]
         step = tuple(min(self.lattice, size - 1) for size in (u.shape[4], u.shape[3], u.shape[2]))
         determinant = corner_determinant(u, corner, step)
