@@ -11,24 +11,20 @@ import torch
 from torch import Tensor
 
 from ..solvers.convexadam import DiscreteConfig, discrete_stage
-from .message_passing import joined_features
-from .problem import Problem, at_shape
+from .problem import Problem, at_shape, joined_features
 
 DESCRIPTOR_SCALE = 4.0
 """Factor of the cost of joined unit vectors, whose distances are small against the couplings."""
 
 
-def convex_search(
-    problem: Problem, *, block: int = 3, radius: int = 4, mind_share: float = 0.6, masked: bool = True
-) -> Tensor:
-    """The displacement that both directions agree on, from no displacement.
+def convex_search(problem: Problem, *, block: int = 3, radius: int = 4, mind_share: float = 0.6) -> Tensor:
+    """The displacement that both directions agree on, from no displacement; what either lacks is left out.
 
     Args:
         problem: the pair.
         block: feature voxels that are averaged along each axis; 3 of 4 mm are ConvexAdam's 6 of 2 mm.
         radius: search radius in blocks.
         mind_share: share of MIND in the similarity, beside the problem's own features; 0 for none.
-        masked: leave out what either volume does not show.
 
     Returns:
         (1, 3, z, y, x) in voxels of the features.
@@ -36,13 +32,12 @@ def convex_search(
     with torch.inference_mode():
         fixed, moving = joined_features(problem, mind_share)
         shape = tuple(fixed.shape[2:])
-        first, second = problem.masks() if masked else (None, None)
-        masks = tuple(None if mask is None else at_shape(mask, shape) for mask in (first, second))
+        fixed_mask, moving_mask = (None if mask is None else at_shape(mask, shape) for mask in problem.masks())
         found = discrete_stage(
             fixed,
             moving,
             DiscreteConfig(block=block, radius=radius, cost_scale=DESCRIPTOR_SCALE),
-            (masks[0], masks[1]),
+            (fixed_mask, moving_mask),
         )
     problem.progress(1.0)
     return found.clone()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..solvers.convexadam import DiscreteConfig, adam_stage, discrete_stage
-from .problem import Problem
+from .problem import Problem, joined_features
 
 DESCRIPTOR_SCALE = 8.0
 """MIND vectors have a length of about two, ours of one: squared distances differ by four, halves by eight."""
@@ -27,7 +27,7 @@ def convexadam(problem: Problem, *, block: int = 3, radius: int = 4) -> Tensor:
         (1, 3, z, y, x) in voxels of the features.
     """
     with torch.no_grad():
-        fixed, moving = (features.joined().data for features in problem.features())
+        fixed, moving = joined_features(problem, mind_share=0.0)
     discrete = discrete_stage(
         fixed, moving, DiscreteConfig(block=block, radius=radius, cost_scale=DESCRIPTOR_SCALE)
     )

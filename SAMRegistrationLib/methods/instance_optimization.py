@@ -60,8 +60,8 @@ def instance_optimization(
     except TypeError as error:
         raise InputError(f"instance_optimization has no such setting: {error}") from error
     from_rest = from_rest and problem.displacement is not None
-    descent = _Descent(problem, config, feature_weight, mind_weight, correlation_weight, lattice)
-    descent.expected = 3 if from_rest else 1
+    weights = feature_weight, mind_weight, correlation_weight
+    descent = _Descent(problem, config, weights, lattice, expected=3 if from_rest else 1)
     results = {"found": descent(problem.displacement, block)}
     if from_rest:
         wide = descent(None, _FIRST_BLOCK_FROM_REST * block)
@@ -90,16 +90,16 @@ class _Descent:
         self,
         problem: Problem,
         config: OptimizationConfig,
-        feature_weight: float,
-        mind_weight: float,
-        correlation_weight: float,
+        weights: tuple[float, float, float],
         lattice: int,
+        expected: int,
     ) -> None:
+        feature_weight, mind_weight, correlation_weight = weights
         self.problem = problem
         self.config = config
         self.correlation_weight = correlation_weight
         self.lattice = lattice
-        self.expected = 1
+        self.expected = expected
         self.done = 0
         self.weights: list[tuple[FeatureExtractor, float]] = [(problem.extractor, feature_weight)]
         if problem.extractor.name == "mind":
@@ -124,8 +124,7 @@ class _Descent:
 
     def _feature_term(self, extractor: FeatureExtractor, weight: float, block: int) -> FeatureTerm:
         fixed, moving = (
-            features.fine.data if block == 1 else average_blocks(features.fine.data, block)
-            for features in self.problem.features(extractor)
+            average_blocks(features.fine.data, block) for features in self.problem.features(extractor)
         )
         voxel_weight = self.voxel_weight
         if voxel_weight is not None:

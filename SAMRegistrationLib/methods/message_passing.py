@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..features.mind import MindExtractor
 from ..solvers.coupled_convex import COUPLINGS, warped_masks
 from ..solvers.message_passing import MessagePassingConfig, halved_levels, solve_message_passing
 from ..solvers.ops import warp
-from .problem import Problem, at_shape
+from .problem import Problem, at_shape, joined_features
 
 
 def message_passing(
@@ -61,25 +60,3 @@ def message_passing(
             problem.progress((level + 1) / len(radii))
     assert u is not None
     return u.clone()
-
-
-def joined_features(problem: Problem, mind_share: float) -> tuple[Tensor, Tensor]:
-    """Unit vectors (1, C, z, y, x) of the fixed and the aligned moving volume for a search.
-
-    Args:
-        problem: the pair.
-        mind_share: share of MIND in the dot product, beside the problem's own features; 0 for none.
-    """
-    own = [features.joined().data for features in problem.features()]
-    if mind_share == 0 or problem.extractor.name == "mind":
-        return own[0], own[1]
-    mind = problem.features(MindExtractor(device=problem.device))
-    fixed, moving = (
-        _weighted_pair(first, at_shape(second.fine.data, tuple(first.shape[2:])), mind_share)
-        for first, second in zip(own, mind, strict=True)
-    )
-    return fixed, moving
-
-
-def _weighted_pair(own: Tensor, mind: Tensor, mind_share: float) -> Tensor:
-    return torch.cat((mind.to(own.dtype) * mind_share**0.5, own * (1 - mind_share) ** 0.5), dim=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..features.base import FeatureExtractor, FeatureMap, Features
+from ..features.mind import MindExtractor
 from ..field import DisplacementField
 from ..grid import Grid
 from ..image import Image
@@ -175,3 +176,25 @@ def at_shape(volume: Tensor, shape: tuple[int, ...]) -> Tensor:
     if tuple(volume.shape[2:]) == tuple(shape):
         return volume
     return functional.interpolate(volume, size=tuple(shape), mode="area")
+
+
+def joined_features(problem: Problem, mind_share: float) -> tuple[Tensor, Tensor]:
+    """Unit vectors (1, C, z, y, x) of the fixed and the aligned moving volume for a search.
+
+    Args:
+        problem: the pair.
+        mind_share: share of MIND in the dot product, beside the problem's own features; 0 for none.
+    """
+    own = [features.joined().data for features in problem.features()]
+    if mind_share == 0 or problem.extractor.name == "mind":
+        return own[0], own[1]
+    mind = problem.features(MindExtractor(device=problem.device))
+    fixed, moving = (
+        _weighted_pair(first, at_shape(second.fine.data, tuple(first.shape[2:])), mind_share)
+        for first, second in zip(own, mind, strict=True)
+    )
+    return fixed, moving
+
+
+def _weighted_pair(own: Tensor, mind: Tensor, mind_share: float) -> Tensor:
+    return torch.cat((mind.to(own.dtype) * mind_share**0.5, own * (1 - mind_share) ** 0.5), dim=1)

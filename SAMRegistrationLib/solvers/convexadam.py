@@ -106,6 +106,8 @@ def _search(
 
 def average_blocks(features: torch.Tensor, block: int) -> torch.Tensor:
     """Average over blocks; sizes that are no multiple get slightly overlapping blocks and keep their box."""
+    if block == 1:
+        return features
     depth, height, width = (max(1, round(size / block)) for size in features.shape[2:])
     return F.adaptive_avg_pool3d(features.float(), (depth, height, width)).to(features.dtype)
 
