@@ -352,9 +352,9 @@ class TestRegistry:
     def test_sam_is_the_default_model_when_it_is_installed(self) -> None:
         entry = catalogue.ModelEntry(
             "sam-lite", "sam-lite", "sam-lite.safetensors", "", 2.0, "none", "none", "2026-01-01",
-            configuration={"width": 16}, folder=catalogue.user_folder(),
+            configuration={"widths": [16, 32, 48, 56]}, folder=catalogue.user_folder(),
         )  # fmt: skip
-        catalogue.install(entry, ARCHITECTURES["sam-lite"].build(width=16).state_dict())
+        catalogue.install(entry, ARCHITECTURES["sam-lite"].build(widths=(16, 32, 48, 56)).state_dict())
         extractor = get_extractor("sam")
         assert (extractor.name, extractor.spacing) == ("sam-lite", 2.0)
         fine, coarse = extractor.extract_tensor(torch.zeros(1, 1, 16, 16, 16))

@@ -121,7 +121,7 @@ def _lite_entry(name: str = "small", **changes: Any) -> ModelEntry:
         "licence": "Apache-2.0",
         "date": "2026-01-01",
         "accuracy": {"median error (mm)": 1.25},
-        "configuration": {"width": 16, "embedding_channels": 16},
+        "configuration": {"widths": [16, 32, 48, 56], "embedding_channels": 16},
         "folder": catalogue.user_folder(),
     }
     return ModelEntry(**{**values, **changes})
@@ -136,7 +136,7 @@ class TestCatalogue:
     """What is installed."""
 
     def test_installed_model_is_listed_verified_and_loaded_unchanged(self) -> None:
-        weights = SamLite(width=16, embedding_channels=16).state_dict()
+        weights = SamLite(widths=(16, 32, 48, 56), embedding_channels=16).state_dict()
         entry = catalogue.install(_lite_entry(), weights)
         assert catalogue.list_models() == [entry]
         assert catalogue.find_model("small") == entry
@@ -177,7 +177,9 @@ class TestCatalogue:
             catalogue.load_weights(entry)
 
     def test_weights_of_another_architecture_are_refused(self) -> None:
-        entry = catalogue.install(_lite_entry(), SamLite(width=32, embedding_channels=16).state_dict())
+        entry = catalogue.install(
+            _lite_entry(), SamLite(widths=(16, 32, 48, 64), embedding_channels=16).state_dict()
+        )
         with pytest.raises(InputError, match="do not fit"):
             catalogue.verify(entry)
 
@@ -312,16 +314,19 @@ class TestImport:
             import_checkpoint(saver({"state_dict": torch.nn.Conv3d(1, 2, 3).state_dict()}), "bad")
 
     def test_own_weights_in_half_precision_are_imported_with_their_configuration(self, tmp_path: Path) -> None:
-        network = SamLite(width=16, embedding_channels=48)
+        network = SamLite(widths=(16, 32, 48, 56), embedding_channels=48)
         path = tmp_path / "latest.safetensors"
         save_file({name: value.half().contiguous() for name, value in network.state_dict().items()}, path)
         entry = import_checkpoint(path, "own")
-        assert (entry.architecture, entry.configuration) == ("sam-lite", {"width": 16, "embedding_channels": 48})
+        assert entry.architecture == "sam-lite"
+        assert SamLite(**entry.configuration).state_dict().keys() == network.state_dict().keys()
+        assert entry.configuration["widths"] == [16, 32, 48, 56]
+        assert entry.configuration["embedding_channels"] == 48
         fine, _ = get_extractor("own").extract_tensor(torch.zeros(1, 1, 16, 16, 16))
         assert fine.shape[1] == 48
 
     def test_own_weights_with_a_missing_tensor_are_refused(self, saver: Saver) -> None:
-        state = SamLite(width=16).state_dict()
+        state = SamLite(widths=(16, 32, 48, 56)).state_dict()
         state.pop("coarse_head.bias")
         with pytest.raises(InputError, match=r"exactly the tensors of sam-lite; missing: coarse_head\.bias"):
             import_checkpoint(saver(state), "bad")

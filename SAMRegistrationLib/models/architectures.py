@@ -64,9 +64,17 @@ class Architecture:
 
 
 def _sam_lite_configuration(weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    layers = {"width": "stem.convolution.weight", "embedding_channels": "fine_head.weight"}
-    found = {argument: weights[name] for argument, name in layers.items() if name in weights}
-    return {argument: weight.shape[0] for argument, weight in found.items() if weight.dim() == 5}
+    stages = ("stem", "stage_quarter.0", "stage_eighth.0", "stage_sixteenth.0")
+    found = [weights.get(f"{stage}.convolution.weight") for stage in stages]
+    head = weights.get("fine_head.weight")
+    if head is None or any(weight is None for weight in found):
+        return {}
+    return {
+        "widths": [weight.shape[0] for weight in found if weight is not None],
+        "embedding_channels": head.shape[0],
+        "fine_convolutions": sum(key.startswith("stage_half.body.") and key.endswith(".gain") for key in weights),
+        "fine_refinement": "top_down_half.refine.gain" in weights,
+    }
 
 
 def _sam_resnet18_configuration(weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -50,7 +51,7 @@ def preprocess_ct(volume_hu: Tensor) -> Tensor:
 
 
 class SamLite(nn.Module):
-    """The embedding network: 3.6 M parameters, 0.37 TFLOP for 192x160x256 at ``width`` 32.
+    """The embedding network: 3.8 M parameters, 0.75 TFLOP for 192x160x256.
 
     A space-to-depth stem brings the volume to stride 2; residual stages follow at strides 2, 4, 8 and 16. At
     stride 16 (32 mm) every 3x3x3 convolution adds 64 mm to the field of view, and one of the two blocks there is
@@ -58,23 +59,30 @@ class SamLite(nn.Module):
     A top-down path carries that context to the coarse head (stride 8) and on to the fine head (stride 2).
 
     Args:
-        width: channels at stride 2, a multiple of 16; all other widths follow from it.
+        widths: channels at strides 2, 4, 8 and 16, multiples of 16.
         embedding_channels: length of the fine and of the coarse vectors.
+        fine_convolutions: convolutions of the residual block at stride 2.
+        fine_refinement: whether the finest merge of the top-down path ends with a convolution, without which the
+            context is constant over blocks of two fine voxels.
     """
 
-    def __init__(self, width: int = 32, embedding_channels: int = 64) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int] = (48, 64, 96, 112),
+        embedding_channels: int = 64,
+        fine_convolutions: int = 2,
+        fine_refinement: bool = True,
+    ) -> None:
         super().__init__()
-        half, quarter, eighth, sixteenth = width, 2 * width, 3 * width, 7 * width // 2
-        self.width = width
-        self.embedding_channels = embedding_channels
+        half, quarter, eighth, sixteenth = widths
         self.stem = ConvolutionUnit(8, half)
-        self.stage_half = ResidualBlock(half, convolutions=1)
+        self.stage_half = ResidualBlock(half, convolutions=fine_convolutions)
         self.stage_quarter = _stage(half, quarter, dilations=(1, 1))
         self.stage_eighth = _stage(quarter, eighth, dilations=(1, 1))
         self.stage_sixteenth = _stage(eighth, sixteenth, dilations=(1, 2))
         self.top_down_eighth = TopDownMerge(sixteenth, eighth, eighth)
         self.top_down_quarter = TopDownMerge(eighth, quarter, quarter)
-        self.top_down_half = TopDownMerge(quarter, half, half, refine=False)
+        self.top_down_half = TopDownMerge(quarter, half, half, refine=fine_refinement)
         self.coarse_head = nn.Conv3d(eighth, embedding_channels, 3, padding=1)
         self.fine_head = nn.Conv3d(half, embedding_channels, 3, padding=1)
 
