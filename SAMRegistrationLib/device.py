@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 import torch
@@ -29,6 +30,13 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         found = f"{count} CUDA device{'s' if count != 1 else ''}" if count else "no CUDA device"
         raise InputError(f"device {name} is not there: torch {torch.__version__} finds {found} on this machine")
     return torch.device(name)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use, which on a shared machine can be fewer than there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def try_device(device: str | torch.device) -> None:

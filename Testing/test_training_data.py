@@ -55,3 +55,14 @@ def test_the_cache_keeps_world_geometry_whatever_the_orientation(manifest, tmp_p
     other = build_cache([again], tmp_path / "b", 2.0).volumes[0]
     np.testing.assert_array_equal(reference.image(), other.image())
     assert reference.landmarks == other.landmarks
+
+
+@pytest.mark.slow
+def test_several_processes_prepare_what_one_does(manifest, tmp_path):
+    volumes = read_manifest(manifest)
+    alone, together = (build_cache(volumes, tmp_path / str(count), 2.0, processes=count) for count in (1, 2))
+    assert alone.structures == together.structures
+    for one, other in zip(alone.volumes, together.volumes, strict=True):
+        assert (one.name, one.landmarks) == (other.name, other.landmarks)
+        np.testing.assert_array_equal(one.image(), other.image())
+        np.testing.assert_array_equal(one.labels(), other.labels())

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +66,10 @@ class VolumeCache:
     skipped: dict[str, str]
 
 
-def build_cache(volumes: list[Volume], folder: Path, spacing: float, *, progress: bool = False) -> VolumeCache:
-    """Prepare every volume that is not in the cache folder yet.
+def build_cache(
+    volumes: list[Volume], folder: Path, spacing: float, *, processes: int = 1, progress: bool = False
+) -> VolumeCache:
+    """Prepare every volume that is not in the cache folder yet, on so many processes.
 
     Raises:
         InputError: if more than a tenth of the volumes cannot be used (missing, not CT, unreadable), naming them.
@@ -71,33 +77,62 @@ def build_cache(volumes: list[Volume], folder: Path, spacing: float, *, progress
     """
     folder.mkdir(parents=True, exist_ok=True)
     structures = _read_structures(folder)
-    prepared: list[CachedVolume] = []
+    prepared = {volume.name: _stored(volume, folder, spacing) for volume in volumes}
+    missing = [volume for volume in volumes if prepared[volume.name] is None]
     skipped: dict[str, str] = {}
-    for index, volume in enumerate(volumes):
-        try:
-            prepared.append(_prepare_once(volume, folder, spacing, structures))
-        except InputError as error:
-            skipped[volume.name] = str(error)
+    for index, (volume, outcome) in enumerate(_prepare_all(missing, folder, spacing, processes)):
+        if isinstance(outcome, InputError):
+            skipped[volume.name] = str(outcome)
+        else:
+            prepared[volume.name] = _finish(volume, outcome, structures)
         if progress and (index + 1) % PROGRESS_EVERY == 0:
-            print(f"prepared {index + 1} of {len(volumes)} volumes", flush=True)
+            print(f"prepared {index + 1} of {len(missing)} volumes", flush=True)
     _refuse_if_too_few(volumes, skipped)
-    return VolumeCache(prepared, structures, skipped)
+    return VolumeCache([volume for volume in prepared.values() if volume], structures, skipped)
 
 
-def _prepare_once(volume: Volume, folder: Path, spacing: float, structures: dict[str, int]) -> CachedVolume:
+def _stored(volume: Volume, folder: Path, spacing: float) -> CachedVolume | None:
+    """What an earlier run prepared, if it was from the same file and for the same spacing."""
     description = folder / f"{volume.name}.json"
-    identity = {"source": str(volume.path), "spacing": spacing}
-    if description.is_file():
-        stored = json.loads(description.read_text())
-        if all(stored.get(key) == value for key, value in identity.items()):
-            return CachedVolume(**stored["volume"])
-    cached = _prepare(volume, folder, spacing, structures)
-    _write_json(folder / "structures.json", structures)
-    _write_json(description, {**identity, "volume": asdict(cached)})
-    return cached
+    if not description.is_file():
+        return None
+    stored = json.loads(description.read_text())
+    identity = _identity(volume, spacing)
+    return CachedVolume(**stored["volume"]) if all(stored.get(key) == identity[key] for key in identity) else None
 
 
-def _prepare(volume: Volume, folder: Path, spacing: float, structures: dict[str, int]) -> CachedVolume:
+def _identity(volume: Volume, spacing: float) -> dict[str, Any]:
+    return {"source": str(volume.path), "spacing": spacing}
+
+
+def _prepare_all(
+    volumes: list[Volume], folder: Path, spacing: float, processes: int
+) -> Iterator[tuple[Volume, CachedVolume | InputError]]:
+    """Each volume with what became of it, in their order."""
+    prepare = functools.partial(_prepare_or_refuse, folder=folder, spacing=spacing)
+    if min(processes, len(volumes)) <= 1:
+        yield from zip(volumes, map(prepare, volumes), strict=True)
+        return
+    # A fork would take over torch's threads in whatever state they are.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(volumes)), context, _use_one_thread) as pool:
+        yield from zip(volumes, pool.map(prepare, volumes), strict=True)
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+
+
+def _prepare_or_refuse(volume: Volume, folder: Path, spacing: float) -> CachedVolume | InputError:
+    try:
+        return _prepare(volume, folder, spacing)
+    except InputError as error:
+        return error
+
+
+def _prepare(volume: Volume, folder: Path, spacing: float) -> CachedVolume:
+    """Write the arrays; the codes of the label map count this volume's own structures until `_finish`."""
     if volume.modality not in USABLE_MODALITIES:
         raise InputError(f"{volume.name} is {volume.modality}, not CT")
     stored = read_image(volume.path, "CT")
@@ -106,19 +141,35 @@ def _prepare(volume: Volume, folder: Path, spacing: float, structures: dict[str,
     image = canonical.resampled(grid)
     array = image.data.round().clamp(AIR, HIGHEST).to(torch.int16).numpy()
     codes = _body_mask(array).astype(np.uint8)
-    landmarks = _add_labels(volume, stored, grid, codes, structures)
-    try:
-        np.save(folder / f"{volume.name}.npy", array)
-        np.save(folder / f"{volume.name}_labels.npy", codes)
-    except OSError as error:
-        raise RegistrationError(f"{volume.name} cannot be written into the cache {folder}: {error}") from error
+    landmarks = _add_labels(volume, stored, grid, codes)
+    _save(folder / f"{volume.name}.npy", array)
+    _save(folder / f"{volume.name}_labels.npy", codes)
     return CachedVolume(volume.name, volume.region, volume.subject, str(folder), spacing, landmarks)
 
 
-def _add_labels(
-    volume: Volume, stored: Image, grid: Grid, codes: np.ndarray, structures: dict[str, int]
-) -> dict[str, list[list[float]]]:
+def _finish(volume: Volume, cached: CachedVolume, structures: dict[str, int]) -> CachedVolume:
+    """Give the volume's structures the codes that all volumes share, and mark it as prepared."""
+    folder = Path(cached.folder)
+    table = np.arange(LAST_LABEL + 1, dtype=np.uint8)
+    for own, name in enumerate(cached.landmarks, FIRST_LABEL):
+        table[own] = _code_of(name, structures)
+    _save(folder / f"{volume.name}_labels.npy", table[cached.labels()])
+    _write_json(folder / "structures.json", structures)
+    _write_json(folder / f"{volume.name}.json", {**_identity(volume, cached.spacing), "volume": asdict(cached)})
+    return cached
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    try:
+        np.save(path, array)
+    except OSError as error:
+        raise RegistrationError(f"{path.stem} cannot be written into the cache {path.parent}: {error}") from error
+
+
+def _add_labels(volume: Volume, stored: Image, grid: Grid, codes: np.ndarray) -> dict[str, list[list[float]]]:
+    """Enter the volume's structures into `codes`, numbered in the order of the result."""
     landmarks: dict[str, list[list[float]]] = {}
+    own: dict[str, int] = {}
     for label_file in volume.labels:
         if label_file.scheme.startswith(IGNORED_SCHEME_PREFIX):
             continue
@@ -129,7 +180,7 @@ def _add_labels(
                 continue
             name = f"{label_file.scheme}:{int(value)}"
             inside = array == value
-            codes[inside] = _code_of(name, structures)
+            codes[inside] = _code_of(name, own)
             landmarks[name] = _landmarks(inside, grid.spacing[0])
     return landmarks
 

@@ -65,6 +65,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
 
 def _sam(arguments: argparse.Namespace) -> int:
+    from ..device import usable_cores
     from .cache import build_cache
     from .distributed import join_processes, leave_processes, wait_for_first
     from .manifest import read_excluded_names, read_manifest
@@ -84,7 +85,8 @@ def _sam(arguments: argparse.Namespace) -> int:
         # The first process fills the cache, the others then find everything in it.
         if not processes.is_first:
             wait_for_first(processes)
-        cache = build_cache(chosen, folder, _spacing(config), progress=processes.is_first and not arguments.quiet)
+        progress = processes.is_first and not arguments.quiet
+        cache = build_cache(chosen, folder, _spacing(config), processes=usable_cores(), progress=progress)
         if processes.is_first:
             wait_for_first(processes)
         trainer = Trainer(cache.volumes, config, arguments.out, processes, quiet=arguments.quiet)

@@ -27,16 +27,20 @@ class Processes:
 def join_processes(device: str = "auto") -> Processes:
     """Join the run that `torchrun` started, or be a run of one.
 
-    NCCL with one GPU per process on CUDA, gloo on the CPU.
+    On CUDA the processes of a machine take its GPUs in turn. More processes than GPUs share them, which keeps a GPU
+    busy while some prepare their work. They talk through NCCL, or through gloo on the CPU and where a GPU is shared,
+    which NCCL refuses.
     """
-    use_cuda = device != "cpu" and torch.cuda.is_available()
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = torch.device("cuda", local) if use_cuda else torch.device("cpu")
-    if device not in ("auto", "cpu", "cuda"):
+    use_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    gpus = torch.cuda.device_count() if use_cuda else 0
+    if device in ("auto", "cuda"):
+        chosen = torch.device("cuda", local % max(1, gpus)) if use_cuda else torch.device("cpu")
+    else:
         chosen = torch.device(device)
-    count = int(os.environ.get("WORLD_SIZE", "1"))
     if count > 1 and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        one_each = device in ("auto", "cuda") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= gpus
+        distributed.init_process_group("nccl" if chosen.type == "cuda" and one_each else "gloo")
     return Processes(int(os.environ.get("RANK", "0")), count, chosen)
 
 
