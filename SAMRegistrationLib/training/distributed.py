@@ -27,9 +27,9 @@ class Processes:
 def join_processes(device: str = "auto") -> Processes:
     """Join the run that `torchrun` started, or be a run of one.
 
-    On CUDA the processes of a machine take its GPUs in turn. More processes than GPUs share them, which keeps a GPU
-    busy while some prepare their work. They talk through NCCL, or through gloo on the CPU and where a GPU is shared,
-    which NCCL refuses.
+    On CUDA the processes of a machine take its GPUs in turn. More processes than GPUs share them, which keeps a
+    GPU busy while some prepare their work. They talk through NCCL, or through gloo on the CPU and where a GPU is
+    shared, which NCCL refuses.
     """
     use_cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     local, count = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
