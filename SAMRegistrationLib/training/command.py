@@ -1,4 +1,4 @@
-"""The command ``samreg train``: sam and evaluate."""
+"""The command ``samreg train``: sam, pairs and evaluate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
+from .pairs_command import add_pairs_arguments, run_pairs
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -38,7 +39,11 @@ def add_train_arguments(subparsers: argparse._SubParsersAction[argparse.Argument
     sam.add_argument("--seed", type=int, help="of everything random")
     sam.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     sam.add_argument("--initial-weights", metavar="FILE", type=Path, help="safetensors to start from")
+    sam.add_argument(
+        "--pseudo-pairs", metavar="DIR", type=Path, help="correspondences between subjects that train pairs wrote"
+    )
     sam.add_argument("--quiet", action="store_true", help="no progress")
+    add_pairs_arguments(actions)
 
     evaluate = actions.add_parser(
         "evaluate", help="measure how well features match on volumes kept out of training"
@@ -61,7 +66,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     Raises:
         RegistrationError: with one sentence for the user.
     """
-    return {"sam": _sam, "evaluate": _evaluate}[arguments.train_action](arguments)
+    return {"sam": _sam, "pairs": run_pairs, "evaluate": _evaluate}[arguments.train_action](arguments)
 
 
 def _sam(arguments: argparse.Namespace) -> int:
@@ -70,6 +75,7 @@ def _sam(arguments: argparse.Namespace) -> int:
     from .distributed import join_processes, leave_processes, wait_for_first
     from .manifest import read_excluded_names, read_manifest
     from .model_card import write_model_card
+    from .pseudo_pairs import read_pseudo_pairs
     from .trainer import Trainer
 
     config = _configuration(arguments)
@@ -90,6 +96,8 @@ def _sam(arguments: argparse.Namespace) -> int:
         if processes.is_first:
             wait_for_first(processes)
         trainer = Trainer(cache.volumes, config, arguments.out, processes, quiet=arguments.quiet)
+        if arguments.pseudo_pairs:
+            trainer.source.pseudo_pairs = read_pseudo_pairs(arguments.pseudo_pairs, cache.volumes)
         if not trainer.resume() and arguments.initial_weights:
             trainer.start_from(arguments.initial_weights)
         trainer.run()
@@ -107,12 +115,14 @@ def _sam(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from .evaluation import evaluate_features, format_evaluation
     from .manifest import read_excluded_names, read_manifest
+    from .weights import extractor_of
 
     names = read_excluded_names(arguments.held_out, arguments.list)
     volumes = [volume for volume in read_manifest(arguments.data) if volume.name in names]
     if not volumes:
         raise InputError(f"None of the volumes of {arguments.held_out} is in {arguments.data}.")
-    result = evaluate_features(_extractor(arguments), volumes, arguments.volumes, arguments.pairs, arguments.seed)
+    extractor = extractor_of(arguments.model, arguments.weights, arguments.device)
+    result = evaluate_features(extractor, volumes, arguments.volumes, arguments.pairs, arguments.seed)
     print(format_evaluation(result))
     if arguments.output:
         arguments.output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -135,19 +145,6 @@ def _configuration(arguments: argparse.Namespace) -> TrainingConfig:
         return TrainingConfig.from_dict(values)
     except (TypeError, AttributeError) as error:
         raise UsageError(f"The configuration is not valid: {error}.") from error
-
-
-def _extractor(arguments: argparse.Namespace) -> Any:
-    from ..device import resolve_device
-    from ..features.registry import get_extractor
-    from ..features.sam import SamExtractor
-    from .weights import network_from_weights
-
-    device = resolve_device(arguments.device)
-    if arguments.weights:
-        network, architecture = network_from_weights(arguments.weights)
-        return SamExtractor(network, architecture, arguments.weights.stem, device)
-    return get_extractor(arguments.model, device)
 
 
 def _spacing(config: TrainingConfig) -> float:

@@ -76,6 +76,10 @@ class LossConfig:
         organ_negatives: the most similar wrong places in the other subject's whole view, per looking place.
         organ_weight, atlas_weight: of the two losses between subjects; 0 leaves one out.
         atlas_sigma, atlas_reach: how blurred the correspondence by landmarks is, and how far it goes from them.
+        correspondence_weight: of the fine and of the coarse contrast at the places that pseudo-pairs connect.
+        correspondence_sigma: how exactly such a place is known.
+        correspondence_radius: negatives of these lie farther than this from the place (coarse ones at least
+            `coarse_radius`).
     """
 
     queries: int = 128
@@ -94,6 +98,9 @@ class LossConfig:
     atlas_sigma: float = 12.0
     atlas_reach: float = 60.0
     atlas_weight: float = 0.3
+    correspondence_weight: float = 0.5
+    correspondence_sigma: float = 3.0
+    correspondence_radius: float = 12.0
 
 
 @dataclass(frozen=True)
@@ -108,6 +115,8 @@ class TrainingConfig:
             last `decay` of it, so that a run can be prolonged from a checkpoint before the decay.
         accumulation: iterations whose gradients are summed before one step.
         region_weights: how often each body region is drawn; empty means the square root of its subject count.
+        pseudo_pair_probability: how often a pair of subjects is taken from the pseudo-pairs of its region, if the
+            run has any.
         checkpoint_minutes: time between checkpoints.
     """
 
@@ -126,6 +135,7 @@ class TrainingConfig:
     mixed_precision: bool = True
     checkpoint_minutes: float = 5.0
     region_weights: dict[str, float] = field(default_factory=dict)
+    pseudo_pair_probability: float = 0.5
     views: ViewConfig = ViewConfig()
     photometric: PhotometricConfig = PhotometricConfig()
     loss: LossConfig = LossConfig()

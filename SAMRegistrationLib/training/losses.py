@@ -58,22 +58,47 @@ def _directed(
     others: Tensor | None,
     config: LossConfig,
 ) -> tuple[Tensor, Tensor]:
-    mined = target.at_nodes(_hardest_far_nodes(queries, target, config.fine_radius, config.mined_negatives))
+    positives = [
+        (own * found).sum(dim=1, keepdim=True)
+        for own, found in ((queries.fine, target.fine_at(voxels)), (queries.coarse, target.coarse_at(voxels)))
+    ]
+    radii = config.fine_radius, config.coarse_radius
+    return contrast_with_far_places(queries, (positives[0], positives[1]), target, pool, others, radii, config)
+
+
+def contrast_with_far_places(
+    queries: Samples,
+    positives: tuple[Tensor, Tensor],
+    target: EmbeddedView,
+    pool: Samples,
+    others: Tensor | None,
+    radii: tuple[float, float],
+    config: LossConfig,
+) -> tuple[Tensor, Tensor]:
+    """Fine and coarse InfoNCE with given positives.
+
+    Args:
+        queries: their `positions` say where they are expected in the frame of `target` and `pool`.
+        positives: (n, 1) similarity of each query to its partner, fine and coarse.
+        target: the view that is also searched as a whole for hard negatives.
+        pool: places to take negatives of.
+        others: (k, C) coarse vectors that are wrong for all queries.
+        radii: mm around the expected place without fine and without coarse negatives.
+    """
+    mined = target.at_nodes(_hardest_far_nodes(queries, target, radii[0], config.mined_negatives))
     pool = Samples.join([pool, mined])
     distance = torch.cdist(queries.positions, pool.positions)
     fine = queries.fine @ pool.fine.T
     coarse = queries.coarse @ pool.coarse.T
     joined = (fine + coarse).detach()
-    fine_positive = (queries.fine * target.fine_at(voxels)).sum(dim=1, keepdim=True)
-    coarse_positive = (queries.coarse * target.coarse_at(voxels)).sum(dim=1, keepdim=True)
-    fine_negatives = _negatives(fine, joined, distance <= config.fine_radius, config)
-    coarse_negatives = _negatives(coarse, coarse.detach(), distance <= config.coarse_radius, config)
+    fine_negatives = _negatives(fine, joined, distance <= radii[0], config)
+    coarse_negatives = _negatives(coarse, coarse.detach(), distance <= radii[1], config)
     if others is not None:
         coarse_negatives = torch.cat([coarse_negatives, queries.coarse @ others.T], dim=1)
     temperature = config.temperature
     return (
-        _first_of(torch.cat([fine_positive, fine_negatives], dim=1) / temperature),
-        _first_of(torch.cat([coarse_positive, coarse_negatives], dim=1) / temperature),
+        _first_of(torch.cat([positives[0], fine_negatives], dim=1) / temperature),
+        _first_of(torch.cat([positives[1], coarse_negatives], dim=1) / temperature),
     )
 
 

@@ -44,6 +44,7 @@ def write_model_card(
         "volumes": [volume.name for volume in volumes],
         "held_out": sorted(held_out),
         "skipped": skipped,
+        "pseudo_pairs": 0 if trainer.source.pseudo_pairs is None else len(trainer.source.pseudo_pairs),
         "continue_with": _command(trainer.out, manifest, held_out_file, 2 * config.iterations),
     }
     path = trainer.out / CARD_FILE

@@ -8,13 +8,18 @@ from torch import Tensor, nn
 from .batches import Batch
 from .cache import CachedVolume
 from .config import LossConfig
+from .correspondence_loss import contrast_correspondences
 from .embedding_samples import EmbeddedView
 from .losses import contrast_atlas, contrast_organs, contrast_views, fit_affine
 from .negative_bank import NegativeBank
+from .pseudo_pairs import PseudoPair
 
 FEWEST_LANDMARK_STRUCTURES = 3
 CROSSED_VIEWS = ((0, 2), (2, 0), (1, 3), (3, 1))
 """Query and target view among the four views of a pair of subjects."""
+
+FACING_VIEWS = ((0, 2), (1, 3))
+"""Views of the first and of the second subject that pseudo-pairs connect, in both directions at once."""
 
 
 def embed(
@@ -40,7 +45,15 @@ def total_loss(
 
     The sum is differentiable even if no part applies. The batch's coarse vectors enter `bank`.
     """
-    parts: dict[str, list[Tensor]] = {"fine": [], "coarse": [], "organs": [], "atlas": []}
+    weights = {
+        "fine": 1.0,
+        "coarse": 1.0,
+        "organs": config.organ_weight,
+        "atlas": config.atlas_weight,
+        "pairs_fine": config.correspondence_weight,
+        "pairs_coarse": config.correspondence_weight,
+    }
+    parts: dict[str, list[Tensor]] = {name: [] for name in weights}
     for index, volume in enumerate(batch.volumes):
         result = contrast_views(
             embedded[2 * index], embedded[2 * index + 1], bank.strangers(volume.region), config
@@ -53,7 +66,9 @@ def total_loss(
         bank.add(volumes[0].region, views)
         if volumes[0].subject != volumes[1].subject:
             _contrast_subjects(parts, views, volumes, config)
-    weights = {"fine": 1.0, "coarse": 1.0, "organs": config.organ_weight, "atlas": config.atlas_weight}
+        pair = batch.pseudo_pairs.get(index)
+        if pair is not None and config.correspondence_weight > 0:
+            _contrast_pseudo_pair(parts, views, pair, config)
     means = {name: torch.stack(values).mean() for name, values in parts.items() if values}
     total = embedded[0].fine_rows[:1].float().sum() * 0.0
     for name, value in means.items():
@@ -71,6 +86,16 @@ def _contrast_subjects(
         if config.atlas_weight > 0:
             pair = volumes[first // 2], volumes[second // 2]
             _append(parts["atlas"], _atlas_loss(views[first], views[second], *pair, config))
+
+
+def _contrast_pseudo_pair(
+    parts: dict[str, list[Tensor]], views: list[EmbeddedView], pair: PseudoPair, config: LossConfig
+) -> None:
+    for first, second in FACING_VIEWS:
+        result = contrast_correspondences(views[first], views[second], pair, config)
+        if result is not None:
+            parts["pairs_fine"].append(result[0])
+            parts["pairs_coarse"].append(result[1])
 
 
 def _atlas_loss(

@@ -55,9 +55,13 @@ class View:
     matrix: Tensor
 
 
-def draw_placements(source: Source, config: ViewConfig, generator: torch.Generator) -> tuple[Placement, Placement]:
-    """Two placements around one point of the body."""
-    anchor = _draw_anchor(source, config, generator)
+def draw_placements(
+    source: Source, config: ViewConfig, generator: torch.Generator, anchor: Tensor | None = None
+) -> tuple[Placement, Placement]:
+    """Two placements around one point: `anchor` (3,) in mm, or a random one of the body."""
+    if anchor is None:
+        anchor = _draw_anchor(source, config, generator)
+    anchor = anchor.to(source.image.device)
     low, high = (math.log(value) for value in config.spacing)
     spacing = math.exp(_uniform(generator, low, high))
     far = _uniform(generator) < config.far_probability
