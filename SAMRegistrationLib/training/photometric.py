@@ -49,7 +49,7 @@ class PhotometricAugmentation:
         low, high = SOFT_TISSUE
         weight = ((image - low) / (high - low)).clamp(0, 1)
         weight = 4 * weight * (1 - weight)
-        amount = self._smooth_field(image.shape[2:], 6) * self.config.contrast_hu / 2
+        amount = self._smooth_field(image, 6) * self.config.contrast_hu / 2
         return image + weight * amount
 
     def _window(self, image: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ class PhotometricAugmentation:
 
     def _shading(self, image: Tensor) -> Tensor:
         """Cone-beam scatter: a slow additive field and less contrast."""
-        amount = self._smooth_field(image.shape[2:], 4) * self.config.shading_hu / 2
+        amount = self._smooth_field(image, 4) * self.config.shading_hu / 2
         return torch.where(image > AIR + 1, image * self._uniform(0.75, 1.05) + amount, image)
 
     def _streaks(self, image: Tensor) -> Tensor:
@@ -121,14 +121,14 @@ class PhotometricAugmentation:
         inside = (image > -500).float()
         pooled = functional.avg_pool3d(inside, 4)
         depth = _gaussian(pooled, 2.5)
-        field = self._smooth_field(depth.shape[2:], 5) * 0.2 + self._uniform(0.1, 0.55)
+        field = self._smooth_field(depth, 5) * 0.2 + self._uniform(0.1, 0.55)
         kept = functional.interpolate((depth - field), size=image.shape[2:], mode="trilinear")
         return kept[0, 0] > 0
 
-    def _smooth_field(self, shape: tuple[int, ...] | torch.Size, nodes: int) -> Tensor:
-        """Smooth random values of about unit variance, (1, 1, d, h, w)."""
-        control = torch.randn((1, 1, nodes, nodes, nodes), generator=self.generator)
-        return functional.interpolate(control, size=tuple(shape), mode="trilinear", align_corners=True)
+    def _smooth_field(self, image: Tensor, nodes: int) -> Tensor:
+        """Smooth random values of about unit variance, (1, 1, d, h, w) like the image."""
+        control = torch.randn((1, 1, nodes, nodes, nodes), generator=self.generator).to(image.device)
+        return functional.interpolate(control, size=image.shape[2:], mode="trilinear", align_corners=True)
 
     def _device_generator(self, device: torch.device) -> torch.Generator:
         seed = int(torch.randint(2**31, (), generator=self.generator))
