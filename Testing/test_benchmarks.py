@@ -11,9 +11,10 @@ import pytest
 import SimpleITK as sitk
 import torch
 from benchmarks.evaluate import distance_per_slice, evaluate
+from benchmarks.geometry import apply_matrix, moved_in_world
 from benchmarks.job import ResultFiles
 from benchmarks.method import Task, affine
-from benchmarks.pairs import PAIRS_FILE, Pair, Start, apply_matrix, load_pairs, moved_in_world
+from benchmarks.pairs import PAIRS_FILE, Pair, Start, load_pairs
 from benchmarks.peers.convex_adam import register_on_grid, working_grid
 from benchmarks.peers.sitk_affine import SitkAffine
 from benchmarks.registry import find_method, with_starts
@@ -203,7 +204,7 @@ def test_tables_average_over_pairs_and_count_failures(data_dir: Path, tmp_path: 
     assert "| sitk-affine | 1 of 2 | 50.0 | 8.0 | 1 |" in text
     target = tmp_path / "RESULTS.md"
     target.write_text("before\n<!-- issue2: begin -->\nold\n<!-- issue2: end -->\nafter\n")
-    write_results(results, "issue2", target)
+    write_results(markdown(results), "issue2", target)
     written = target.read_text()
     assert written.startswith("before") and written.endswith("after\n") and "old" not in written
     write_csv(results, tmp_path / "all.csv")

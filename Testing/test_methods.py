@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from phantoms import PhantomPair, phantom_pair
@@ -12,7 +13,9 @@ from SAMRegistrationLib.features.mind import MindExtractor
 from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.methods.convex_search import convex_search
 from SAMRegistrationLib.methods.instance_optimization import instance_optimization
-from SAMRegistrationLib.methods.problem import Problem
+from SAMRegistrationLib.methods.problem import Problem, with_mind
+from SAMRegistrationLib.methods.sam_coarse import consistent_matches
+from SAMRegistrationLib.methods.samconvex import samconvex
 from SAMRegistrationLib.pipeline import prepare
 from SAMRegistrationLib.presets import Stage
 from SAMRegistrationLib.stages import stage_labels
@@ -128,3 +131,46 @@ def test_an_unknown_setting_of_the_descent_is_refused(problem: Problem) -> None:
 def test_stages_of_one_name_are_told_apart_in_reports() -> None:
     stages = [Stage("align", {}), Stage("descend", {}), Stage("descend", {}), Stage("descend", {})]
     assert stage_labels(stages) == ["align", "descend", "descend 2", "descend 3"]
+
+
+def other_features() -> MindExtractor:
+    """Features that are not called MIND, so that MIND can be joined with them."""
+    extractor = MindExtractor(spacing=4.0, radius=2)
+    extractor.name = "other"
+    return extractor
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.6])
+def test_joined_vectors_multiply_like_the_weighted_mean_of_their_parts(pair: PhantomPair, share: float) -> None:
+    ready = problem_of(pair.fixed, pair.moving, other_features())
+    volumes = ready.volumes()
+    own, mind = ([e.extract_tensor(v)[0] for v in volumes] for e in (ready.extractor, MindExtractor()))
+    joined = [with_mind(ready, o, v, share) for o, v in zip(own, volumes, strict=True)]
+    parts = [(first * second).sum(dim=1) for first, second in (mind, own)]
+    expected = share * parts[0] + (1 - share) * parts[1]
+    torch.testing.assert_close((joined[0] * joined[1]).sum(dim=1), expected)
+
+
+def test_features_that_are_mind_already_are_not_joined_with_it(problem: Problem) -> None:
+    own = problem.features()[0].fine.data
+    assert with_mind(problem, own, problem.fixed.tensor(), 0.6) is own
+
+
+def test_samconvex_searches_with_joined_features(pair: PhantomPair) -> None:
+    ready = problem_of(pair.fixed, pair.moving, other_features())
+    points = pair.inside()
+    matrix = AffineTransform().matrix.copy()
+    matrix[:3, 3] = (pair.truth(points) - points).mean(axis=0) + np.array([9.0, 0.0, -7.0])
+    ready.initial = AffineTransform(matrix)
+    before = error(pair, ready)
+    alone, joined = (samconvex(ready, radii=(2, 2), mind_share=share) for share in (0.0, 0.6))
+    assert not torch.equal(alone, joined)
+    ready.displacement = joined
+    assert error(pair, ready) < 0.6 * before
+
+
+def test_joined_features_of_equal_volumes_match_points_with_themselves(pair: PhantomPair) -> None:
+    ready = problem_of(pair.fixed, pair.fixed, other_features())
+    matches = consistent_matches(ready, stride=4, most=200, largest_mm=50.0, mind_share=0.6)
+    # Within one voxel of the features, which is two of the working grid.
+    assert float(matches.displacement.norm(dim=1).median()) < 2.0

@@ -196,5 +196,23 @@ def joined_features(problem: Problem, mind_share: float) -> tuple[Tensor, Tensor
     return fixed, moving
 
 
+def with_mind(problem: Problem, own: Tensor, volume: Tensor, mind_share: float) -> Tensor:
+    """Unit vectors of the problem's features joined with MIND of the same volume.
+
+    Args:
+        problem: the pair.
+        own: (1, C, z, y, x) unit vectors of the volume by the problem's own extractor.
+        volume: (1, 1, z, y, x) over the working grid's box, at any pyramid level of it.
+        mind_share: share of MIND in the dot product; 0 for none, which gives `own` back.
+
+    Returns:
+        (1, C + 12, z, y, x); `own` itself where that is MIND already.
+    """
+    if mind_share == 0 or problem.extractor.name == "mind":
+        return own
+    mind, _ = MindExtractor(device=problem.device).extract_tensor(volume)
+    return _weighted_pair(own, at_shape(mind, tuple(own.shape[2:])), mind_share)
+
+
 def _weighted_pair(own: Tensor, mind: Tensor, mind_share: float) -> Tensor:
     return torch.cat((mind.to(own.dtype) * mind_share**0.5, own * (1 - mind_share) ** 0.5), dim=1)

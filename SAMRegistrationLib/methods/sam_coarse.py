@@ -16,12 +16,13 @@ from torch.nn import functional
 from ..alignment.feature_alignment import body_grid
 from ..body import body_mask
 from ..errors import InputError
+from ..features.base import FeatureMap, Features
 from ..field import DisplacementField
 from ..grid import Grid
 from ..matching import FeatureIndex, match_points
 from ..resampling import smooth
 from ..sampling import Outside
-from .problem import Problem
+from .problem import Problem, with_mind
 
 INTERPOLATED, OPTIMIZED = "interpolated", "optimized"
 
@@ -55,6 +56,7 @@ def sam_coarse(
     iterations: int = 100,
     step: float = 0.05,
     diffusion: float = 0.04,
+    mind_share: float = 0.0,
 ) -> Tensor:
     """A smooth displacement through the matches of what is aligned so far.
 
@@ -67,6 +69,7 @@ def sam_coarse(
         iterations: Adam steps of the optimized variant.
         step: their length, in voxels of the displacement grid.
         diffusion: weight of the squared differences of neighbors.
+        mind_share: share of MIND in the similarity of matches, beside the problem's own features; 0 for none.
 
     Returns:
         (1, 3, z, y, x) in voxels of its own shape, over the working grid's box.
@@ -77,7 +80,7 @@ def sam_coarse(
     """
     if variant not in (INTERPOLATED, OPTIMIZED):
         raise ValueError(f"unknown variant {variant!r}; there are {INTERPOLATED} and {OPTIMIZED}")
-    matches = consistent_matches(problem, stride, most_points, largest_mm)
+    matches = consistent_matches(problem, stride, most_points, largest_mm, mind_share)
     shape = problem.grid.shape
     if variant == INTERPOLATED:
         found = interpolated_field(matches, shape)
@@ -86,7 +89,9 @@ def sam_coarse(
     return _after_existing(problem, found)
 
 
-def consistent_matches(problem: Problem, stride: int, most: int, largest_mm: float) -> SparseDisplacement:
+def consistent_matches(
+    problem: Problem, stride: int, most: int, largest_mm: float, mind_share: float = 0.0
+) -> SparseDisplacement:
     """Matches between the fixed and the aligned moving volume that return and move like their neighbors.
 
     Raises:
@@ -99,7 +104,7 @@ def consistent_matches(problem: Problem, stride: int, most: int, largest_mm: flo
     spacing = stride * float(np.mean(problem.grid.spacing))
     points = body_grid(bodies[0], spacing, most)
     first, second = (
-        FeatureIndex(problem.features_of(volume.tensor()), body)
+        FeatureIndex(_matched_features(problem, volume.tensor(), mind_share), body)
         for volume, body in zip((problem.fixed, warped), bodies, strict=True)
     )
     matches = match_points(points, first, second)
@@ -117,6 +122,14 @@ def consistent_matches(problem: Problem, stride: int, most: int, largest_mm: flo
         torch.from_numpy(moved @ linear.T).float().to(device),
         torch.from_numpy(weight).float().to(device),
     )
+
+
+def _matched_features(problem: Problem, volume: Tensor, mind_share: float) -> Features:
+    extracted = problem.features_of(volume)
+    if mind_share == 0:
+        return extracted
+    own = extracted.joined()
+    return Features(FeatureMap(with_mind(problem, own.data, volume, mind_share), own.grid))
 
 
 def _agreement(points: np.ndarray, moved: np.ndarray) -> np.ndarray:

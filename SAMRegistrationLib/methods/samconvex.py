@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ..solvers.coupled_convex import COUPLINGS, RADII, solve_pyramid
 from ..solvers.ops import upsample
-from .problem import Problem
+from .problem import Problem, with_mind
 
 
 def samconvex(
@@ -24,6 +24,7 @@ def samconvex(
     couplings: Sequence[float] = COUPLINGS,
     smoothing_passes: int = 3,
     skipped_levels: int = 0,
+    mind_share: float = 0.0,
 ) -> Tensor:
     """The displacement after all levels (SAMConvex, sections 2.2 to 2.5).
 
@@ -34,6 +35,8 @@ def samconvex(
         couplings: growing weights of the coupling, per squared voxel.
         smoothing_passes: 3x3x3 mean passes in each smoothing.
         skipped_levels: how many of the finest levels are left out; with 0 the last level is the working grid.
+        mind_share: share of MIND in the similarity of every level, beside the problem's own features; 0, as
+            published, for none.
 
     Returns:
         (1, 3, z, y, x) in voxels of the features at the last level.
@@ -45,7 +48,8 @@ def samconvex(
         def features(level: int, volume: Tensor) -> Tensor:
             extracted = problem.features_of(volume)
             # The full resolution is matched by fine features alone, as in the released settings.
-            return extracted.fine.data if level == full else extracted.joined().data
+            own = extracted.fine.data if level == full else extracted.joined().data
+            return with_mind(problem, own, volume, mind_share)
 
         def moving_features(level: int, u: Tensor) -> Tensor:
             return features(level, image_pyramid(problem.warped(u).values, full - level + 1)[0])

@@ -6,12 +6,10 @@ import argparse
 import os
 from pathlib import Path
 
-from SAMRegistrationLib.presets import preset_names
-
-from .runner import REPOSITORY, Run, evaluate_again, run_all
-from .tables import collect, write_csv, write_results
-
-PEERS_BEFORE, PEERS_AFTER = ("initial", "sitk-affine"), ("convexadam-0.2.0",)
+from .feature_tables import feature_markdown
+from .processes import REPOSITORY
+from .runner import Run, evaluate_again, run_all
+from .tables import collect, markdown, write_csv, write_results
 
 
 def main() -> None:
@@ -20,12 +18,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(data), help="data folder (SAMREG_DATA)")
     parser.add_argument("--out", type=Path, required=True, help="where results go, outside the repository")
     parser.add_argument("--suite", default="issue2")
-    everything = ",".join((*PEERS_BEFORE, *preset_names(), *PEERS_AFTER))
-    parser.add_argument("--methods", default=everything, help="NAME or NAME@START, comma-separated")
+    methods = "NAME, NAME+FEATURES or NAME@START, comma-separated; by default those the suite is about"
+    parser.add_argument("--methods", default="", help=methods)
     parser.add_argument("--pairs", default="", help="only these pairs or families, comma-separated")
     parser.add_argument("--limit", type=float, default=1200.0, help="seconds per method and pair")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time; with several they last")
+    parser.add_argument("--no-fields", action="store_true", help="do not save displacements")
     parser.add_argument("--force", action="store_true", help="run again what is there already")
     parser.add_argument("--retry", action="store_true", help="run again what failed")
     parser.add_argument("--evaluate", action="store_true", help="only score saved displacements again")
@@ -36,24 +36,32 @@ def main() -> None:
         data=arguments.data.resolve(),
         out=arguments.out.resolve(),
         suite=arguments.suite,
-        methods=tuple(arguments.methods.split(",")),
+        methods=tuple(name for name in arguments.methods.split(",") if name),
         pairs=tuple(name for name in arguments.pairs.split(",") if name),
         limit_s=arguments.limit,
         device=arguments.device,
         threads=arguments.threads,
         force=arguments.force,
         retry=arguments.retry,
+        jobs=arguments.jobs,
+        keep_fields=not arguments.no_fields,
     )
     if run.out.is_relative_to(REPOSITORY):
         parser.error("--out must lie outside the repository")
+    if arguments.jobs < 1:
+        parser.error("--jobs must be at least 1")
+    failed: list[str] = []
     if arguments.evaluate:
         evaluate_again(run)
     elif not arguments.table:
-        run_all(run)
+        failed = run_all(run)
     results = collect(run)
     write_csv(results, run.out / f"{run.suite}.csv")
     if arguments.results:
-        write_results(results, run.suite, arguments.results)
+        tables = markdown if run.suite == "issue2" else feature_markdown
+        write_results(tables(results), run.suite, arguments.results)
+    if failed:
+        print("\n".join([f"{len(failed)} failed:", *failed]), flush=True)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from .pairs import PAIRS_FILE, FloatArray
+from .geometry import FloatArray, center_of, rigid_about, rotation
+from .pairs import PAIRS_FILE
 
 SEED = 20261122
 SPLIT_FILE = Path(__file__).resolve().parents[1] / "training_split.json"
@@ -26,6 +27,7 @@ SPLIT_FILE = Path(__file__).resolve().parents[1] / "training_split.json"
 MISALIGNED_LIMBS = ("sts001_ct_mr", "sts016_ct_mr")
 MAX_ROTATION_DEGREES = 20.0
 MAX_TRANSLATION_MM = 30.0
+HARD_START_FAMILIES = ["starts_turned_45", "starts_turned_90", "starts_cut"]
 
 TRUNK_GROUPS = {
     "solid organs": (1, 2, 3, 5, 7, 9),
@@ -62,9 +64,19 @@ def choose(manifest: Entry, data: Path) -> Entry:
     return {
         "seed": SEED,
         "data_version": manifest["version"],
-        "suites": {"issue2": list(dict.fromkeys(pair["family"] for pair in pairs))},
+        "suites": _suites(pairs),
         "label_tables": _label_tables(manifest["label_schemes"]),
         "pairs": pairs,
+    }
+
+
+def _suites(pairs: list[Entry]) -> dict[str, list[str]]:
+    features = list(dict.fromkeys(pair["family"] for pair in pairs if "labels" in pair))
+    return {
+        "issue2": list(dict.fromkeys(pair["family"] for pair in pairs)),
+        "features": features,
+        "starts": HARD_START_FAMILIES,
+        "issue3": [*features, *HARD_START_FAMILIES],
     }
 
 
@@ -160,7 +172,7 @@ def _brain_truth(reference: Entry | str) -> Entry:
     degrees = float(reference.split("Rz(")[1].split(" deg")[0])
     shift = [float(value) for value in reference.split("p_fixed + (")[1].split(")")[0].split(",")]
     matrix = np.eye(4)
-    matrix[:3, :3] = _rotation(np.array([0.0, 0.0, 1.0]), np.radians(degrees))
+    matrix[:3, :3] = rotation(np.array([0.0, 0.0, 1.0]), np.radians(degrees))
     matrix[:3, 3] = matrix[:3, :3] @ shift
     return {"matrix": matrix.tolist()}
 
@@ -173,7 +185,11 @@ def _limb_pairs(manifest: Entry, items: Entry, data: Path) -> list[Entry]:
         subject = name.split("_")[0]
         fixed, moving = f"{subject}_ct", f"{subject}_mrt1"
         entry = _entry(items, name, "sts_ct_mr", fixed, moving, start="identity")
-        offset = _random_offset(generator, _center(data / items[moving]["file"])).round(9).tolist()
+        offset = (
+            _random_offset(generator, center_of(sitk.ReadImage(str(data / items[moving]["file"]))))
+            .round(9)
+            .tolist()
+        )
         # The source aligned both scans: what moved the MR in world space is what takes the CT to it.
         entry["moving_offset"] = offset
         entry["truth"] = {"mask": "limb", "matrix": offset}
@@ -184,22 +200,8 @@ def _limb_pairs(manifest: Entry, items: Entry, data: Path) -> list[Entry]:
 def _random_offset(generator: np.random.Generator, center: FloatArray) -> FloatArray:
     """A rotation about `center` by up to 20 degrees about a random axis, then a shift of up to 30 mm."""
     axis, shift = (vector / np.linalg.norm(vector) for vector in generator.normal(size=(2, 3)))
-    rotation = _rotation(axis, np.radians(generator.uniform(0, MAX_ROTATION_DEGREES)))
-    matrix = np.eye(4)
-    matrix[:3, :3] = rotation
-    matrix[:3, 3] = center - rotation @ center + shift * generator.uniform(0, MAX_TRANSLATION_MM)
-    return matrix
-
-
-def _rotation(axis: FloatArray, angle: float) -> FloatArray:
-    x, y, z = axis
-    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    return np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * (cross @ cross)
-
-
-def _center(path: Path) -> FloatArray:
-    image = sitk.ReadImage(str(path))
-    return np.asarray(image.TransformContinuousIndexToPhysicalPoint([(n - 1) / 2 for n in image.GetSize()]))
+    turn = rotation(axis, np.radians(generator.uniform(0, MAX_ROTATION_DEGREES)))
+    return rigid_about(turn, center, shift * generator.uniform(0, MAX_TRANSLATION_MM))
 
 
 def _entry(items: Entry, name: str, family: str, fixed: str, moving: str, **more: Any) -> Entry:

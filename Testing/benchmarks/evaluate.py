@@ -50,14 +50,14 @@ class Score:
 
 
 def evaluate(pair: Pair, field: DisplacementField) -> list[Score]:
-    """All scores of a displacement (mm, on the grid of the pair's fixed volume).
+    """All scores of a displacement (mm, on the grid of the fixed volume on which the pair is judged).
 
     Metrics: `dice` (0..1), `hd95_mm`, `center_mm` per label; `tre_*_mm` over landmarks; `error_*_mm` against a
     known transform inside its mask; `still_*_mm`, the displacement where the common scanner frame says zero;
     `folded_percent`, `ndv_percent`, `sdlogj`, `sdlogj_l2r` of the field; `inside_percent`, how much of the
     fixed grid is mapped into the moving volume.
     """
-    fixed, moving = read_image(pair.fixed), read_image(pair.moving)
+    fixed, moving = (read_image(volume) for volume in pair.judged_volumes)
     inside = _mapped_inside(field, moving)
     scores = [Score("inside_percent", 100 * float(inside.mean())), *_smoothness(field)]
     if pair.label_maps:

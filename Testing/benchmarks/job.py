@@ -6,7 +6,9 @@ python -m Testing.benchmarks.job --data DIR --suite S --pair P --method M --out 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+import os
 import platform
 import subprocess
 import tempfile
@@ -54,18 +56,56 @@ class ResultFiles:
     def write(self, report: dict[str, Any]) -> None:
         """Put the report in place, at once."""
         self.report.parent.mkdir(parents=True, exist_ok=True)
-        part = self.report.with_suffix(".part")
+        part = self.report.with_suffix(f".part{os.getpid()}")
         part.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         part.replace(self.report)
 
     def read_displacement(self, pair: Pair) -> DisplacementField:
-        """The saved displacement on the pair's fixed grid."""
+        """The saved displacement on the grid on which the pair is judged."""
         data = torch.from_numpy(np.load(self.displacement))
-        return DisplacementField(data, read_image(pair.fixed).grid)
+        return DisplacementField(data, read_image(pair.judged_volumes[0]).grid)
 
     def write_displacement(self, field: DisplacementField) -> None:
         self.displacement.parent.mkdir(parents=True, exist_ok=True)
         np.save(self.displacement, field.data.cpu().numpy())
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method on one pair.
+
+    Args:
+        data: the data folder.
+        out: where results go.
+        suite: a suite of pairs.json.
+        pair: name of a pair of it.
+        method: its name, see `registry`.
+        start: the method whose saved affine result is the start, if any.
+        device: "cpu" or "cuda".
+        threads: how many threads it may use.
+        keep_field: whether the displacement is saved beside the report.
+        own_process: whether nothing else runs in this process, so that its peak memory means something.
+    """
+
+    data: Path
+    out: Path
+    suite: str
+    pair: str
+    method: str
+    start: str | None = None
+    device: str = "cpu"
+    threads: int = 2
+    keep_field: bool = True
+    own_process: bool = True
+
+    def as_json(self) -> str:
+        """One line, for `from_json`."""
+        return json.dumps(self.__dict__ | {"data": str(self.data), "out": str(self.out)})
+
+    @classmethod
+    def from_json(cls, line: str) -> Job:
+        fields = json.loads(line)
+        return cls(**fields | {"data": Path(fields["data"]), "out": Path(fields["out"])})
 
 
 def main() -> None:
@@ -77,18 +117,26 @@ def main() -> None:
     parser.add_argument("--start", help="method whose saved affine result is the start")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    pair = load_pairs(arguments.data, arguments.suite, [arguments.pair])[0].prepared(arguments.out / "inputs")
-    files = ResultFiles(arguments.out, pair.name, arguments.method)
+    parser.add_argument("--no-fields", dest="keep_field", action="store_false")
+    do_job(Job(**vars(parser.parse_args())))
+
+
+def do_job(job: Job) -> None:
+    """Register, judge, and leave the report (and the displacement) in the output folder."""
+    torch.set_num_threads(job.threads)
+    pair = load_pairs(job.data, job.suite, [job.pair])[0].prepared(job.out / "inputs")
+    files = ResultFiles(job.out, pair.name, job.method)
     start, start_seconds = None, None
-    if arguments.start:
-        start, start_seconds = saved_affine(arguments.out, pair.name, arguments.start)
-    method = find_method(arguments.method).method
-    report, field = run_method(method, pair, start, arguments.device)
-    report |= {"suite": arguments.suite, "pair": pair.name, "family": pair.family, "method": arguments.method}
-    report |= {"start": arguments.start, "start_seconds": start_seconds, "threads": arguments.threads}
-    files.write_displacement(field)
+    if job.start:
+        start, start_seconds = saved_affine(job.out, pair.name, job.start)
+    method = find_method(job.method).method
+    report, field = run_method(method, pair, start, job.device)
+    if not job.own_process:
+        report |= {"peak_memory_mib": None, "memory_before_mib": None}
+    report |= {"suite": job.suite, "pair": pair.name, "family": pair.family, "method": job.method}
+    report |= {"start": job.start, "start_seconds": start_seconds, "threads": job.threads}
+    if job.keep_field:
+        files.write_displacement(field)
     report["scores"] = [score.as_row() for score in evaluate(pair, field)]
     files.write(report)
 
@@ -108,8 +156,11 @@ def saved_affine(out: Path, pair: str, method: str) -> tuple[AffineTransform, fl
 def run_method(
     method: Method, pair: Pair, start: AffineTransform | None, device: str
 ) -> tuple[dict[str, Any], DisplacementField]:
-    """Register a pair; its report without scores, and the displacement in mm on the fixed grid."""
+    """Register a pair; its report without scores, and the displacement in mm on the grid where it is judged."""
     method.load()
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
     memory_before = peak_memory()
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         began = time.perf_counter()
@@ -123,7 +174,7 @@ def run_method(
         "peak_memory_mib": peak_memory(),
         "memory_before_mib": memory_before,
         "device": device,
-        "device_memory_mib": device_peak_memory(device) if device.startswith("cuda") else None,
+        "device_memory_mib": device_peak_memory(device) if on_gpu else None,
         "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",
         "revision": _revision(),
         "settings": outcome.settings,
@@ -131,9 +182,10 @@ def run_method(
     }
     if isinstance(outcome.transform, AffineTransform):
         report["matrix"] = outcome.transform.matrix.tolist()
-    return report, displacement_on(outcome.transform, read_image(pair.fixed).grid)
+    return report, displacement_on(outcome.transform, read_image(pair.judged_volumes[0]).grid)
 
 
+@functools.cache
 def _revision() -> str | None:
     """The commit of this repository that was measured, or None outside a checkout."""
     folder = Path(__file__).parent

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -15,10 +16,13 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from .geometry import FloatArray, apply_matrix, center_of, moved_in_world
+from .starts import SEED, Cut, HardStart, Turn, cut_levels, drawn_turn, kept, turned
+
 PAIRS_FILE = Path(__file__).with_name("pairs.json")
+HARD_STARTS_OF = "openkbp_inter"
+"""The family of which hard starts are made."""
 
 
 class Start(Enum):
@@ -94,7 +98,8 @@ class Pair:
     Paths are absolute; `label_maps` are the fixed and the moving one. `still_label` is a label of the fixed map
     whose part at the spine did not move in the common frame. `moving_offset`, where given, is the rigid 4x4 matrix
     by which the moving volume is moved in world space (by its header only) before anything is registered: see
-    `prepared`.
+    `prepared`. `hard_start` makes the start worse than it is, see `starts`; where that cuts volumes, `uncut` are
+    the whole fixed and moving volumes, on which the answer is judged.
     """
 
     name: str
@@ -109,19 +114,50 @@ class Pair:
     truth: Truth | None = None
     still_label: int | None = None
     moving_offset: FloatArray | None = None
+    hard_start: HardStart | None = None
+    uncut: tuple[Path, Path] | None = None
+
+    @property
+    def judged_volumes(self) -> tuple[Path, Path]:
+        """The fixed and the moving volume on which the answer is judged."""
+        return self.uncut or (self.fixed, self.moving)
 
     def prepared(self, folder: Path) -> Pair:
-        """The pair with the moving volume written into `folder` under its offset, if it has one."""
-        if self.moving_offset is None:
-            return self
-        path = folder / f"{self.name}_moving.nii.gz"
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            moved = moved_in_world(sitk.ReadImage(str(self.moving)), self.moving_offset)
-            part = path.with_name(f"part_{path.name}")
-            sitk.WriteImage(moved, str(part))
-            part.replace(path)
-        return replace(self, moving=path)
+        """The pair, its volumes written into `folder` as its offset or hard start wants them, if it has one."""
+        if self.moving_offset is not None:
+            moving = sitk.ReadImage(str(self.moving))
+            moved = _stored(folder, f"{self.name}_moving", moved_in_world(moving, self.moving_offset))
+            return replace(self, moving=moved)
+        if isinstance(self.hard_start, Turn):
+            return self._turned(folder, self.hard_start)
+        if isinstance(self.hard_start, Cut):
+            return self._cut(folder, self.hard_start)
+        return self
+
+    def _turned(self, folder: Path, turn: Turn) -> Pair:
+        (_, moving), (_, labels) = self._read_all()
+        moved = turned(turn, moving, labels)
+        names = f"{self.name}_moving", f"{self.name}_moving_labels"
+        moving_file, labels_file = (_stored(folder, name, image) for name, image in zip(names, moved, strict=True))
+        return replace(self, moving=moving_file, label_maps=(self._label_files()[0], labels_file))
+
+    def _cut(self, folder: Path, cut: Cut) -> Pair:
+        volumes, labels = self._read_all()
+        levels = cut_levels(volumes, labels, cut.organs)
+        fixed = _stored(folder, f"{self.name}_fixed", kept(volumes[0], levels.fixed))
+        moving = _stored(folder, f"{self.name}_moving", kept(volumes[1], levels.moving))
+        return replace(self, fixed=fixed, moving=moving, uncut=(self.fixed, self.moving))
+
+    def _read_all(self) -> tuple[tuple[sitk.Image, sitk.Image], tuple[sitk.Image, sitk.Image]]:
+        fixed, moving, *labels = (
+            sitk.ReadImage(str(path)) for path in (self.fixed, self.moving, *self._label_files())
+        )
+        return (fixed, moving), (labels[0], labels[1])
+
+    def _label_files(self) -> tuple[Path, Path]:
+        if self.label_maps is None:
+            raise ValueError(f"pair {self.name} has no labels")
+        return self.label_maps
 
     def landmark_points(self) -> tuple[FloatArray, FloatArray]:
         """Fixed and moving landmarks, each (n, 3) in world mm.
@@ -141,7 +177,7 @@ class Pair:
         matrix = np.eye(4)
         if self.start is Start.CENTERS:
             fixed, moving = (sitk.ReadImage(str(path)) for path in (self.fixed, self.moving))
-            matrix[:3, 3] = np.subtract(_center(moving), _center(fixed))
+            matrix[:3, 3] = np.subtract(center_of(moving), center_of(fixed))
         return matrix
 
 
@@ -161,28 +197,59 @@ def load_pairs(data_dir: Path, suite: str = "issue2", names: Sequence[str] | Non
     if suite not in table["suites"]:
         raise ValueError(f"no suite {suite!r}; there are {', '.join(sorted(table['suites']))}")
     families = table["suites"][suite]
-    entries = [entry for entry in table["pairs"] if entry["family"] in families]
+    own = [_Choice(entry["name"], entry["family"], entry) for entry in table["pairs"]]
+    choices = [choice for choice in (*own, *_hard_choices(table)) if choice.family in families]
     if names:
-        known = {entry["name"] for entry in entries} | {entry["family"] for entry in entries}
+        known = {choice.name for choice in choices} | set(families)
         if unknown := sorted(set(names) - known):
             raise ValueError(f"no pair or family {', '.join(unknown)} in suite {suite!r}")
-        entries = [entry for entry in entries if entry["name"] in names or entry["family"] in names]
+        choices = [choice for choice in choices if choice.name in names or choice.family in names]
     label_tables = {key: _labels(rows) for key, rows in table["label_tables"].items()}
-    return [_pair(entry, label_tables, data_dir) for entry in entries]
+    return [
+        replace(
+            _pair(choice.entry, label_tables, data_dir),
+            name=choice.name,
+            family=choice.family,
+            hard_start=choice.hard_start,
+        )
+        for choice in choices
+    ]
 
 
-def apply_matrix(matrix: FloatArray, points: FloatArray) -> FloatArray:
-    """A 4x4 matrix on points (..., 3)."""
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
+@dataclass(frozen=True)
+class _Choice:
+    """A pair that may be asked for, and the entry of pairs.json that it is made from."""
+
+    name: str
+    family: str
+    entry: dict[str, Any]
+    hard_start: HardStart | None = None
 
 
-def moved_in_world(image: sitk.Image, matrix: FloatArray) -> sitk.Image:
-    """The same voxels at the place where the rigid 4x4 matrix puts them; nothing is resampled."""
-    moved = sitk.Image(image)
-    direction = matrix[:3, :3] @ np.reshape(image.GetDirection(), (3, 3))
-    moved.SetDirection(direction.ravel().tolist())
-    moved.SetOrigin(apply_matrix(matrix, np.asarray(image.GetOrigin())).tolist())
-    return moved
+def _hard_choices(table: dict[str, Any]) -> list[_Choice]:
+    """Every pair between subjects from every hard start; the families are called after the start."""
+    entries = [entry for entry in table["pairs"] if entry["family"] == HARD_STARTS_OF]
+    organs = tuple(row["value"] for row in table["label_tables"]["openkbp"] if not row["open_ended"])
+    return [
+        _Choice(f"{entry['name']}_{family.removeprefix('starts_')}", family, entry, start)
+        for number, entry in enumerate(entries)
+        for family, start in (
+            ("starts_turned_45", drawn_turn(45.0, (SEED, number, 45))),
+            ("starts_turned_90", drawn_turn(90.0, (SEED, number, 90))),
+            ("starts_cut", Cut(organs)),
+        )
+    ]
+
+
+def _stored(folder: Path, name: str, image: sitk.Image) -> Path:
+    """Write an image once, complete or not at all, however many processes want it at the same time."""
+    path = folder / f"{name}.nii.gz"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"part{os.getpid()}_{path.name}")
+        sitk.WriteImage(image, str(part))
+        part.replace(path)
+    return path
 
 
 def _labels(rows: list[dict[str, Any]]) -> tuple[Label, ...]:
@@ -221,11 +288,6 @@ def _truth(entry: dict[str, Any], data_dir: Path) -> Truth:
     if "matrix" in entry:
         return Truth(mask, matrix=np.asarray(entry["matrix"]))
     return Truth(mask, field=data_dir / entry["field"])
-
-
-def _center(image: sitk.Image) -> FloatArray:
-    middle = [(n - 1) / 2 for n in image.GetSize()]
-    return np.asarray(image.TransformContinuousIndexToPhysicalPoint(middle))
 
 
 def _interpolate_vectors(image: sitk.Image, points: FloatArray) -> FloatArray:

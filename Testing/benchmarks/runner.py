@@ -1,23 +1,20 @@
-"""Run methods on pairs, one process at a time, each with a time limit; results present are not done again."""
+"""Run methods on pairs, each with a time limit; results that are there are not made again."""
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .evaluate import evaluate
-from .job import SCHEMA, ResultFiles
+from .job import SCHEMA, Job, ResultFiles
 from .pairs import Pair, load_pairs
-from .registry import find_method, with_starts
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-JOB_MODULE = "Testing.benchmarks.job"
+from .processes import End, Worker, run_in_own_process
+from .registry import PEERS, find_method, with_starts
+from .suites import default_methods
 
 
 @dataclass(frozen=True)
@@ -28,42 +25,96 @@ class Run:
         data: the data folder.
         out: where results go; outside the repository.
         suite: a suite of pairs.json.
-        methods: method names, see `registry`.
+        methods: method names, see `registry`; those that the suite is about where empty.
         pairs: only these pairs or families; all where empty.
         limit_s: seconds after which a method is stopped.
         device: "cpu" or "cuda".
         threads: how many threads a method may use.
         force: run again what is there already.
         retry: run again what failed.
+        jobs: how many processes work at a time. One starts a fresh process for every job, which measures its
+            memory; more keep their processes, which saves the start.
+        keep_fields: whether displacements are saved, to be scored again later.
     """
 
     data: Path
     out: Path
     suite: str
-    methods: tuple[str, ...]
+    methods: tuple[str, ...] = ()
     pairs: tuple[str, ...] = ()
     limit_s: float = 1200.0
     device: str = "cpu"
     threads: int = 2
     force: bool = False
     retry: bool = False
+    jobs: int = 1
+    keep_fields: bool = True
 
     def load_pairs(self) -> list[Pair]:
         return load_pairs(self.data, self.suite, self.pairs or None)
 
+    def methods_for(self, pair: Pair) -> list[str]:
+        """What to run on a pair, starts first."""
+        return with_starts(list(self.methods or default_methods(self.suite, pair.family)))
+
     def files(self, pair: Pair, method: str) -> ResultFiles:
         return ResultFiles(self.out, pair.name, method)
 
+    def job(self, pair: Pair, method: str) -> Job:
+        return Job(
+            data=self.data,
+            out=self.out,
+            suite=self.suite,
+            pair=pair.name,
+            method=method,
+            start=find_method(method).start,
+            device=self.device,
+            threads=self.threads,
+            keep_field=self.keep_fields,
+            own_process=self.jobs == 1,
+        )
 
-def run_all(run: Run) -> None:
-    """Do whatever is missing, pair by pair, and say so line by line."""
-    for pair in run.load_pairs():
-        for method in with_starts(list(run.methods)):
-            files = run.files(pair, method)
-            if not _wanted(run, files.read()):
-                continue
-            report = _run_one(run, pair, method)
-            print(f"{pair.name}  {method}  {_in_a_word(report)}", flush=True)
+
+def run_all(run: Run) -> list[str]:
+    """Do whatever is missing, and say so line by line.
+
+    Returns:
+        `PAIR METHOD` of every job that failed.
+    """
+    wanted = [
+        (pair, method)
+        for pair in run.load_pairs()
+        for method in run.methods_for(pair)
+        if _wanted(run, run.files(pair, method).read())
+    ]
+    if run.jobs == 1:
+        reports = [_recorded(run, *one, run_in_own_process(run.job(*one), run.limit_s)) for one in wanted]
+    else:
+        reports = _run_side_by_side(run, wanted)
+    return [f"{report['pair']} {report['method']}" for report in reports if report["status"] != "done"]
+
+
+def _run_side_by_side(run: Run, wanted: list[tuple[Pair, str]]) -> list[dict[str, Any]]:
+    """The same in several lasting processes; methods that start from another's result come after all others."""
+    own = threading.local()
+    workers: list[Worker] = []
+
+    def work(one: tuple[Pair, str]) -> dict[str, Any]:
+        if not hasattr(own, "worker"):
+            own.worker = Worker(run.threads)
+            workers.append(own.worker)
+        return _recorded(run, *one, own.worker.do(run.job(*one), run.limit_s))
+
+    # The slow ones first: the last job to end is then a short one.
+    wanted = sorted(wanted, key=lambda one: one[1] not in PEERS)
+    first = [one for one in wanted if find_method(one[1]).start is None]
+    second = [one for one in wanted if find_method(one[1]).start is not None]
+    try:
+        with ThreadPoolExecutor(run.jobs) as pool:
+            return [report for phase in (first, second) for report in list(pool.map(work, phase))]
+    finally:
+        for worker in workers:
+            worker.stop()
 
 
 def evaluate_again(run: Run) -> None:
@@ -79,7 +130,7 @@ def evaluate_again(run: Run) -> None:
 def done_reports(run: Run) -> Iterator[tuple[Pair, str, dict[str, Any]]]:
     """Pair, method and report of all runs that ended well."""
     for pair in run.load_pairs():
-        for method in with_starts(list(run.methods)):
+        for method in run.methods_for(pair):
             report = run.files(pair, method).read()
             if report and report["status"] == "done":
                 yield pair, method, report
@@ -89,61 +140,26 @@ def _wanted(run: Run, report: dict[str, Any] | None) -> bool:
     return run.force or report is None or (run.retry and report["status"] != "done")
 
 
-def _run_one(run: Run, pair: Pair, method: str) -> dict[str, Any]:
-    """One job; a report is left in any case."""
+def _recorded(run: Run, pair: Pair, method: str, end: End) -> dict[str, Any]:
+    """The report of a job that ended; one is left in any case."""
     files = run.files(pair, method)
-    status, message = _run_job(run, pair, method)
-    if status == "done":
-        report = files.read()
-        if report is not None:
-            return report
-        status, message = "failed", "the job ended without a report"
-    failure = {
-        "schema": SCHEMA,
-        "status": status,
-        "message": message,
-        "suite": run.suite,
-        "pair": pair.name,
-        "family": pair.family,
-        "method": method,
-        "device": run.device,
-        "scores": [],
-    }
-    files.write(failure)
-    return failure
-
-
-def _run_job(run: Run, pair: Pair, method: str) -> tuple[str, str]:
-    """Status ("done", "failed", "time limit") and the last line that the job said on stderr."""
-    command = [sys.executable, "-m", JOB_MODULE, "--data", str(run.data), "--out", str(run.out)]
-    command += ["--suite", run.suite, "--pair", pair.name, "--method", method]
-    command += ["--device", run.device, "--threads", str(run.threads)]
-    if start := find_method(method).start:
-        command += ["--start", start]
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env=_environment(run.threads),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        _, errors = process.communicate(timeout=run.limit_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return "time limit", f"stopped after {run.limit_s:g} s"
-    if process.returncode == 0:
-        return "done", ""
-    said = errors.strip().splitlines()
-    return "failed", said[-1] if said else f"ended with status {process.returncode}"
-
-
-def _environment(threads: int) -> dict[str, str]:
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS")
-    return os.environ | {name: str(threads) for name in names}
+    report = files.read() if end.status == "done" else None
+    if report is None:
+        done_without = end.status == "done"
+        report = {
+            "schema": SCHEMA,
+            "status": "failed" if done_without else end.status,
+            "message": "the job ended without a report" if done_without else end.message,
+            "suite": run.suite,
+            "pair": pair.name,
+            "family": pair.family,
+            "method": method,
+            "device": run.device,
+            "scores": [],
+        }
+        files.write(report)
+    print(f"{pair.name}  {method}  {_in_a_word(report)}\n", end="", flush=True)
+    return report
 
 
 def _in_a_word(report: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.image_io import read_image, write_image
 from SAMRegistrationLib.metrics import StageRecorder
 
-from .runner import REPOSITORY
+from .processes import REPOSITORY
 
 SIZE = (192, 160, 256)
 SPACING_MM = 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from .registry import with_starts
 from .runner import Run
 
 GOOD_CENTER_MM = 25.0
@@ -50,10 +50,21 @@ class Result:
         return float(self.report["seconds"] + (self.report.get("start_seconds") or 0.0))
 
     @property
+    def gibibytes(self) -> float:
+        """Peak resident memory of the process; NaN where it did other jobs too."""
+        peak = self.report["peak_memory_mib"]
+        return math.nan if peak is None else peak / 1024
+
+    @property
+    def worst_center(self) -> float:
+        """The largest distance in mm of an organ's center from where it should be; infinite where one is lost."""
+        centers = [s["value"] for s in self.report["scores"] if s["metric"] == "center_mm"]
+        return max((math.inf if center is None else center for center in centers), default=math.inf)
+
+    @property
     def aligned(self) -> bool:
         """Whether every organ's center is where it should be."""
-        centers = [s["value"] for s in self.report["scores"] if s["metric"] == "center_mm"]
-        return bool(centers) and all(center is not None and center <= GOOD_CENTER_MM for center in centers)
+        return self.worst_center <= GOOD_CENTER_MM
 
 
 Results = list[Result]
@@ -64,7 +75,7 @@ def collect(run: Run) -> Results:
     return [
         Result(pair.name, pair.family, method, report)
         for pair in run.load_pairs()
-        for method in with_starts(list(run.methods))
+        for method in run.methods_for(pair)
         if (report := run.files(pair, method).read()) is not None
     ]
 
@@ -86,8 +97,8 @@ def write_csv(results: Results, path: Path) -> None:
                 writer.writerow([*head, score["metric"], score["label"], score["group"], score["scored"], value])
 
 
-def write_results(results: Results, suite: str, path: Path) -> None:
-    """Replace what stands between the markers of the suite in a Markdown file.
+def write_results(tables: str, suite: str, path: Path) -> None:
+    """Put tables in the place of what stands between the markers of the suite in a Markdown file.
 
     Raises:
         ValueError: if the file lacks the markers.
@@ -97,7 +108,7 @@ def write_results(results: Results, suite: str, path: Path) -> None:
     if begin not in text or end not in text:
         raise ValueError(f"{path} has no markers {begin} and {end}")
     before, rest = text.split(begin, 1)
-    path.write_text(f"{before}{begin}\n{markdown(results)}{end}{rest.split(end, 1)[1]}")
+    path.write_text(f"{before}{begin}\n{tables}{end}{rest.split(end, 1)[1]}")
 
 
 def markdown(results: Results) -> str:
@@ -115,32 +126,32 @@ def markdown(results: Results) -> str:
 def _overall(results: Results) -> str:
     labelled = [result for result in results if result.values("dice") or not result.done]
     columns: dict[str, Cell] = {
-        "pairs": _count,
-        "mean Dice %": lambda rows: _percent(row.mean("dice") for row in rows),
-        "worst folded %": lambda rows: _number((row.mean("folded_percent") for row in rows), np.max, 3),
+        "pairs": count,
+        "mean Dice %": lambda rows: percent(row.mean("dice") for row in rows),
+        "worst folded %": lambda rows: number((row.mean("folded_percent") for row in rows), np.max, 3),
     }
-    return f"### All labelled pairs\n\n{_table(labelled, columns)}"
+    return f"### All labelled pairs\n\n{method_table(labelled, columns)}"
 
 
 def _summary(results: Results) -> str:
     columns: dict[str, Cell] = {
-        "pairs": _count,
-        "Dice %": lambda rows: _percent(row.mean("dice") for row in rows),
-        "HD95 mm": lambda rows: _number((row.mean("hd95_mm") for row in rows), np.mean, 1),
-        "centers mm": lambda rows: _number((row.mean("center_mm") for row in rows), np.mean, 1),
+        "pairs": count,
+        "Dice %": lambda rows: percent(row.mean("dice") for row in rows),
+        "HD95 mm": lambda rows: number((row.mean("hd95_mm") for row in rows), np.mean, 1),
+        "centers mm": lambda rows: number((row.mean("center_mm") for row in rows), np.mean, 1),
         "all centers in 25 mm": _aligned,
-        "TRE mm": lambda rows: _number((row.mean("tre_mean_mm") for row in rows), np.mean, 2),
-        "TRE p95 mm": lambda rows: _number((row.mean("tre_p95_mm") for row in rows), np.mean, 2),
-        "error mm": lambda rows: _number((row.mean("error_mean_mm") for row in rows), np.mean, 2),
-        "error p95 mm": lambda rows: _number((row.mean("error_p95_mm") for row in rows), np.mean, 2),
-        "worst error mm": lambda rows: _number((row.mean("error_mean_mm") for row in rows), np.max, 2),
-        "spine moved mm": lambda rows: _number((row.mean("still_mean_mm") for row in rows), np.mean, 2),
-        "folded %": lambda rows: _number((row.mean("folded_percent") for row in rows), np.mean, 3),
-        "SDlogJ": lambda rows: _number((row.mean("sdlogj_l2r") for row in rows), np.mean, 3),
-        "s": lambda rows: _number((row.seconds for row in rows), np.mean, 1),
-        "GiB": lambda rows: _number((row.report["peak_memory_mib"] / 1024 for row in rows), np.max, 1),
+        "TRE mm": lambda rows: number((row.mean("tre_mean_mm") for row in rows), np.mean, 2),
+        "TRE p95 mm": lambda rows: number((row.mean("tre_p95_mm") for row in rows), np.mean, 2),
+        "error mm": lambda rows: number((row.mean("error_mean_mm") for row in rows), np.mean, 2),
+        "error p95 mm": lambda rows: number((row.mean("error_p95_mm") for row in rows), np.mean, 2),
+        "worst error mm": lambda rows: number((row.mean("error_mean_mm") for row in rows), np.max, 2),
+        "spine moved mm": lambda rows: number((row.mean("still_mean_mm") for row in rows), np.mean, 2),
+        "folded %": lambda rows: number((row.mean("folded_percent") for row in rows), np.mean, 3),
+        "SDlogJ": lambda rows: number((row.mean("sdlogj_l2r") for row in rows), np.mean, 3),
+        "s": lambda rows: number((row.seconds for row in rows), np.mean, 1),
+        "GiB": lambda rows: number((row.gibibytes for row in rows), np.max, 1),
     }
-    return _table(results, columns)
+    return method_table(results, columns)
 
 
 def _groups(results: Results) -> list[str]:
@@ -150,18 +161,18 @@ def _groups(results: Results) -> list[str]:
 
 def _group_table(results: Results, groups: Sequence[str]) -> str:
     def of_group(group: str) -> Cell:
-        return lambda rows: _percent(row.mean("dice", group) for row in rows)
+        return lambda rows: percent(row.mean("dice", group) for row in rows)
 
-    return _table(results, {group: of_group(group) for group in groups})
+    return method_table(results, {group: of_group(group) for group in groups})
 
 
-def _table(results: Results, columns: dict[str, Cell]) -> str:
+def method_table(results: Results, columns: dict[str, Cell]) -> str:
     """One row per method; columns that say nothing for any method are left out."""
     methods = list(dict.fromkeys(result.method for result in results))
     rows = {name: [result for result in results if result.method == name] for name in methods}
     cells = {
         name: {
-            title: cell([r for r in of_method if r.done] if cell is not _count else of_method)
+            title: cell([r for r in of_method if r.done] if cell is not count else of_method)
             for title, cell in columns.items()
         }
         for name, of_method in rows.items()
@@ -172,7 +183,8 @@ def _table(results: Results, columns: dict[str, Cell]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _count(results: Results) -> str:
+def count(results: Results) -> str:
+    """How many pairs were done, of how many."""
     done = sum(result.done for result in results)
     return str(done) if done == len(results) else f"{done} of {len(results)}"
 
@@ -182,10 +194,12 @@ def _aligned(results: Results) -> str:
     return str(sum(result.aligned for result in labelled)) if labelled else ""
 
 
-def _percent(values: Iterable[float]) -> str:
-    return _number((100 * value for value in values), np.mean, 1)
+def percent(values: Iterable[float]) -> str:
+    """The mean of shares in %."""
+    return number((100 * value for value in values), np.mean, 1)
 
 
-def _number(values: Iterable[float], summary: Callable[[Any], Any], digits: int) -> str:
+def number(values: Iterable[float], summary: Callable[[Any], Any], digits: int) -> str:
+    """A summary of the values that are known; empty where none is."""
     known = [value for value in values if not np.isnan(value)]
     return f"{summary(known):.{digits}f}" if known else ""
