@@ -21,7 +21,7 @@ from SAMRegistrationLib.errors import InputError
 from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
-from SAMRegistrationLib.methods.sam_affine import aligned_volume, turn_degrees
+from SAMRegistrationLib.methods.sam_affine import aligned_volume, sam_affine, turn_degrees
 from SAMRegistrationLib.methods.sam_coarse import SparseDisplacement, interpolated_field, optimized_field
 from SAMRegistrationLib.transforms import AffineTransform
 
@@ -240,6 +240,39 @@ def test_embeddings_align_volumes_far_apart_and_turned_by_a_right_angle() -> Non
     aligned = aligned_volume(moving, found.transform, fixed.grid)
     difference = (aligned.data - fixed.data).abs()[fixed.data > -900]
     assert float(difference.median()) < 30
+
+
+class UprightEmbeddings:
+    """Embeddings that tell where in the body a voxel is, but only if the body stands as in the fixed volume."""
+
+    name = "upright"
+    spacing = 5.0
+
+    def __init__(self, fixed: Grid, off: AffineTransform) -> None:
+        self.fixed, self.off = fixed, off
+        self.asked = 0
+
+    def extract(self, image: Image) -> Features:
+        self.asked += 1
+        if image.grid.isclose(self.fixed):
+            return _embeddings(image.grid, AffineTransform() if self.asked == 1 else self.off)
+        noise = torch.randn(1, 32, *image.grid.shape, generator=torch.Generator().manual_seed(3))
+        unit = FeatureMap(functional.normalize(noise, dim=1), image.grid)
+        return Features(unit, unit)
+
+
+@pytest.mark.slow
+def test_a_patient_turned_too_far_for_embeddings_is_turned_back_and_matched_again() -> None:
+    truth = AffineTransform.about_center(_rotation((0, 0, 90)), (0, 0, 0), (300, 40, -200))
+    fixed = _phantom(_grid(), AffineTransform())
+    moving = _phantom(_grid((300, 40, -200), (40, 46, 54)), truth.inverse())
+    # What embeddings say of the volume that is turned back, 6 mm from what intensities say.
+    extractor = UprightEmbeddings(fixed.grid, AffineTransform.translation((6, 0, 0)))
+    found = sam_affine(fixed, moving, extractor, model="rigid")  # type: ignore[arg-type]
+    assert extractor.asked == 3
+    assert found.method == "features"
+    shifted = truth.compose(AffineTransform.translation((-6, 0, 0)))
+    assert _body_error(found.transform, shifted) < 3.0
 
 
 def test_the_optimized_coarse_field_passes_through_a_smooth_displacement() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..alignment import align
 from ..alignment.refinement import Model
 from ..errors import InputError
 from ..transforms import AffineTransform, Transform
 from .problem import Problem
+from .sam_affine import sam_affine
 
 
 def align_stage(problem: Problem, start: Transform | None, *, model: str = "affine", refine: bool = False) -> None:
@@ -30,18 +33,18 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
         problem.initial = start
         problem.details["align"] = {"model": "given"}
         return
-    uses_embeddings = problem.extractor.name != "mind"
-    found = align(
-        problem.fixed,
-        problem.moving,
-        problem.fixed_features() if uses_embeddings else None,
-        problem.extractor.extract(problem.moving) if uses_embeddings else None,
-        model=model,
-        initial=start if isinstance(start, AffineTransform) else None,
-        fixed_mask=problem.fixed_mask,
-        moving_mask=problem.moving_mask,
-        seed=problem.seed,
-    )
+    options: dict[str, Any] = {
+        "model": model,
+        "initial": start if isinstance(start, AffineTransform) else None,
+        "fixed_mask": problem.fixed_mask,
+        "moving_mask": problem.moving_mask,
+        "seed": problem.seed,
+    }
+    if problem.extractor.name == "mind":
+        found = align(problem.fixed, problem.moving, **options)
+    else:
+        features = problem.fixed_features()
+        found = sam_affine(problem.fixed, problem.moving, problem.extractor, fixed_features=features, **options)
     problem.initial = found.transform
     problem.warnings.extend(found.warnings)
     problem.details["align"] = {"model": found.model, "inliers": found.inliers, "score": found.score}

@@ -1,7 +1,7 @@
 """SAM-affine: a linear alignment by matched embeddings, repeated on the aligned volume where that may help.
 
-Tian et al., SAME (MICCAI 2021), section 2.2. Embeddings bear moderate turns only; once the volumes are roughly
-aligned, those of the aligned volume match better.
+Tian et al., SAME (MICCAI 2021), section 2.2. Embeddings bear moderate turns only. Of a patient turned further they
+find no partners, and intensities decide; then the embeddings of the moving volume, turned back, decide again.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ..alignment import Alignment, align, judge
-from ..features.base import FeatureExtractor
+from ..features.base import FeatureExtractor, Features
 from ..grid import Grid
 from ..image import Image
 from ..sampling import sample, voxel_mesh
@@ -32,6 +32,7 @@ def sam_affine(
     fixed_mask: Tensor | None = None,
     moving_mask: Tensor | None = None,
     seed: int = 0,
+    fixed_features: Features | None = None,
 ) -> Alignment:
     """Align two volumes by an extractor's features.
 
@@ -44,14 +45,15 @@ def sam_affine(
         fixed_mask: (z, y, x) bool on the fixed grid.
         moving_mask: (z, y, x) bool on the moving grid.
         seed: of everything random.
+        fixed_features: of the fixed volume by this extractor, where they are known already.
 
     Raises:
         InputError: if no plausible alignment is found.
     """
-    features = extractor.extract(fixed)
+    features = fixed_features or extractor.extract(fixed)
     moving_features = extractor.extract(moving)
     first = align(fixed, moving, features, moving_features, model, initial, fixed_mask, moving_mask, seed)
-    if features.coarse is None or not _worth_repeating(first):
+    if features.coarse is None or _turn_as_stored(first.transform, fixed, moving) <= LARGE_TURN_DEGREES:
         return first
     aligned = aligned_volume(moving, first.transform, fixed.grid)
     again = extractor.extract(aligned)
@@ -59,8 +61,7 @@ def sam_affine(
     transform = first.transform.compose(second.transform)
     score = judge(fixed, moving, transform, fixed_mask, moving_mask, seed)
     # Turned embeddings do not match; where upright ones do, they are trusted more than intensities, as in `align`.
-    upright = turn_degrees(first.transform) > LARGE_TURN_DEGREES and second.method == "features"
-    if (upright and not second.warnings) or score > first.score:
+    if (second.method == "features" and not second.warnings) or score > first.score:
         return replace(second, transform=transform, score=score)
     return first
 
@@ -73,8 +74,12 @@ def aligned_volume(moving: Image, transform: AffineTransform, grid: Grid) -> Ima
     return Image(values, grid, moving.pixel_type, moving.modality)
 
 
-def _worth_repeating(found: Alignment) -> bool:
-    return found.method != "features" or turn_degrees(found.transform) > LARGE_TURN_DEGREES or bool(found.warnings)
+def _turn_as_stored(transform: AffineTransform, fixed: Image, moving: Image) -> float:
+    """How far the contents are turned as features see them, along the stored axes closest to L, P, S."""
+    to_world, from_world = fixed.canonical().grid.axes, moving.canonical().grid.axes.T
+    matrix = np.eye(4)
+    matrix[:3, :3] = from_world @ transform.matrix[:3, :3] @ to_world
+    return turn_degrees(AffineTransform(matrix))
 
 
 def turn_degrees(transform: AffineTransform) -> float:
