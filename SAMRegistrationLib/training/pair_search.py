@@ -1,11 +1,12 @@
 """Finds correspondences between training subjects: registers them both ways and keeps what agrees.
 
 A place counts if the way there and back ends where it began, if both ends lie inside the bodies, if the map
-neither folds nor crushes its neighborhood, and if hardly any other place of the other body looks more alike.
+neither folds nor crushes its neighborhood, and if matching by the embedding itself leads to about the same place.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable
@@ -31,14 +32,16 @@ from .pseudo_pairs import LATTICE_MM, PseudoPair, lattice_shape, pair_file_name,
 
 LARGEST_CYCLE_ERROR_MM = 4.0
 SANE_JACOBIAN = (0.25, 4.0)
-LARGEST_SHARE_MORE_ALIKE = 0.03
-"""Share of the other body that may look more like a place than its partner does."""
+NEIGHBOR_MM = 6.0
+"""Partners must look as much alike as places so far apart in one body usually do."""
+
+SEARCH_VOXELS = 4
+MATCH_DISTANCE_MM = 8.0
+"""Within so many feature voxels of its partner, the best match of a place lies no farther from it."""
 
 LEAST_KEPT_SHARE = 0.1
 """Of the fixed body; where less agrees, the two scans show different parts, or the alignment went astray."""
 
-COMPARED_PLACES = 2048
-ROWS_AT_ONCE = 8192
 ATTEMPTS_PER_PAIR = 50
 
 PAIR_PRESET = Preset(
@@ -222,11 +225,7 @@ def _agreeing(
         & (jacobian < SANE_JACOBIAN[1])
     )
     own, other = (features.extract(volume).joined() for volume in volumes)
-    agrees[agrees.clone()] = _alike(
-        _vectors(own, places[:, agrees]),
-        _vectors(other, mapped[:, agrees]),
-        _vectors(other, _some_places(codes[1], moving.spacing)),
-    )
+    agrees[agrees.clone()] = _alike(own, other, places[:, agrees], mapped[:, agrees])
     share = float(agrees.sum()) / max(1, int(body.sum()))
     return PseudoPair(fixed.name, moving.name, fixed.spacing, displacement.half().cpu(), agrees.cpu()), share
 
@@ -240,24 +239,52 @@ def _inside(codes: Tensor, positions: Tensor, spacing: float) -> Tensor:
     return within & (codes[z, y, x] != OUTSIDE)
 
 
-def _some_places(codes: Tensor, spacing: float) -> Tensor:
-    """At most about `COMPARED_PLACES` positions (3, n) in mm, spread over the body."""
-    body = torch.nonzero(codes[::2, ::2, ::2] != OUTSIDE)
-    # A step that shares no factor with the usual sizes, so that no row of the volume is preferred.
-    step = len(body) // COMPARED_PLACES | 1
-    return body[::step].flip(1).T.float() * 2 * spacing
-
-
 def _vectors(features: FeatureMap, positions: Tensor) -> Tensor:
     """Unit vectors (n, C) at positions (3, n) in mm."""
     voxels = affine_map(features.grid.world_to_voxel, positions).T
     return functional.normalize(sample_points(features.data, voxels, Outside.EDGE), dim=1)
 
 
-def _alike(first: Tensor, second: Tensor, elsewhere: Tensor) -> Tensor:
-    """Whether at most `LARGEST_SHARE_MORE_ALIKE` of the vectors `elsewhere` are more like the first of each pair
-    of rows than the second is; (n,) bool."""
-    own = (first * second).sum(dim=1, keepdim=True)
-    blocks = zip(first.split(ROWS_AT_ONCE), own.split(ROWS_AT_ONCE), strict=True)
-    shares = [(rows @ elsewhere.T > limit).float().mean(dim=1) for rows, limit in blocks]
-    return torch.cat(shares) <= LARGEST_SHARE_MORE_ALIKE
+def _alike(own: FeatureMap, other: FeatureMap, places: Tensor, mapped: Tensor) -> Tensor:
+    """Whether a place and its partner look alike, and no place some way off looks more so.
+
+    Args:
+        own: joined features of the volume of `places`.
+        other: joined features of the volume of `mapped`.
+        places: (3, n) in mm.
+        mapped: (3, n) in mm, the partners.
+
+    Returns:
+        (n,) bool.
+    """
+    vectors = _vectors(own, places)
+    similarity = (vectors * _vectors(other, mapped)).sum(dim=1)
+    shifts = torch.eye(3, device=places.device) * NEIGHBOR_MM
+    neighbors = [_vectors(own, places + shift[:, None]) for shift in (*shifts, *-shifts)]
+    usual = torch.stack([(vectors * neighbor).sum(dim=1) for neighbor in neighbors]).mean(dim=0)
+    if len(usual) == 0:
+        return torch.zeros_like(usual, dtype=torch.bool)
+    return (similarity > usual.median()) & (_distance_of_match(vectors, other, mapped) <= MATCH_DISTANCE_MM)
+
+
+def _distance_of_match(vectors: Tensor, other: FeatureMap, mapped: Tensor) -> Tensor:
+    """How far from the partner (3, n) the most similar of `SEARCH_VOXELS` around lies, (n,) in mm."""
+    rows = other.data[0].flatten(1).T.contiguous()
+    size = torch.tensor(other.data.shape[:1:-1], device=mapped.device)
+    middle = affine_map(other.grid.world_to_voxel, mapped).T
+    nearest = middle.round().long()
+    best = torch.full_like(middle[:, 0], -2.0)
+    distance = torch.zeros_like(best)
+    for offset in _ball(SEARCH_VOXELS):
+        voxel = nearest + torch.tensor(offset, device=mapped.device)
+        x, y, z = voxel.clamp(min=0).minimum(size - 1).unbind(1)
+        similarity = (vectors * rows[(z * size[1] + y) * size[0] + x]).sum(dim=1)
+        better = (similarity > best) & ((voxel >= 0) & (voxel < size)).all(dim=1)
+        best = torch.where(better, similarity, best)
+        distance = torch.where(better, (voxel - middle).norm(dim=1), distance)
+    return distance * other.grid.spacing[0]
+
+
+def _ball(radius: int) -> list[tuple[int, int, int]]:
+    steps = range(-radius, radius + 1)
+    return [offset for offset in itertools.product(steps, repeat=3) if math.hypot(*offset) <= radius]
