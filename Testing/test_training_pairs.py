@@ -86,6 +86,7 @@ def lattice_places(pair: PseudoPair) -> np.ndarray:
     return indices[..., ::-1] * LATTICE_MM
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_a_known_deformation_is_right_to_about_a_voxel(phantoms):
     _, fixed, moving, truth, _ = phantoms
     pair, sentence = search_pair(fixed, moving, extractor_of("sam", None, "cpu"))
@@ -97,6 +98,7 @@ def test_what_is_kept_of_a_known_deformation_is_right_to_about_a_voxel(phantoms)
     assert np.median(errors) < SPACING and np.quantile(errors, 0.95) < 2 * SPACING
 
 
+@pytest.mark.slow
 def test_what_only_one_body_shows_is_not_kept(phantoms):
     """The upper third of the moving body is noise, which has no partner."""
     folder, fixed, _, truth, image = phantoms
@@ -116,6 +118,7 @@ def test_what_only_one_body_shows_is_not_kept(phantoms):
     assert float(altered) < float(intact) / 2
 
 
+@pytest.mark.slow
 def test_bodies_that_have_nothing_in_common_are_rejected_and_not_tried_again(phantoms, tmp_path):
     folder, fixed, _, _, image = phantoms
     noise = torch.randn(image.data.shape, generator=torch.Generator().manual_seed(1)) * 200

@@ -80,19 +80,24 @@ class _KeptFeatures:
         self.suits = extractor.suits
         self.feature_grids = extractor.feature_grids
         self._extractor = extractor
-        self._kept = {volume.data.data_ptr(): extractor.extract(volume) for volume in volumes}
+        self._kept = {_place_of(volume.data): extractor.extract(volume) for volume in volumes}
 
     def extract(self, image: Image) -> Features:
         """The features of a volume, with the grids they lie on."""
-        kept = self._kept.get(image.data.data_ptr())
+        kept = self._kept.get(_place_of(image.data))
         return self._extractor.extract(image) if kept is None else kept
 
     def extract_tensor(self, volume: Tensor) -> tuple[Tensor, Tensor | None]:
         """The features of a volume that is sampled as the extractor wants it."""
-        kept = self._kept.get(volume.data_ptr())
+        kept = self._kept.get(_place_of(volume))
         if kept is None:
             return self._extractor.extract_tensor(volume)
         return kept.fine.data, None if kept.coarse is None else kept.coarse.data
+
+
+def _place_of(volume: Tensor) -> tuple[object, ...]:
+    """Where a volume (..., z, y, x) lies in memory, which tells it from all others as long as it is kept."""
+    return volume.data_ptr(), tuple(volume.shape[-3:]), volume.stride()[-3:]
 
 
 def draw_pairs(volumes: list[CachedVolume], count: int, seed: int) -> list[tuple[CachedVolume, CachedVolume]]:
@@ -285,6 +290,6 @@ def _distance_of_match(vectors: Tensor, other: FeatureMap, mapped: Tensor) -> Te
     return distance * other.grid.spacing[0]
 
 
-def _ball(radius: int) -> list[tuple[int, int, int]]:
+def _ball(radius: int) -> list[tuple[int, ...]]:
     steps = range(-radius, radius + 1)
     return [offset for offset in itertools.product(steps, repeat=3) if math.hypot(*offset) <= radius]
