@@ -78,6 +78,14 @@ def test_lasting_processes_do_every_job_and_report_the_ones_that_fail(data_dir: 
 
 
 @pytest.mark.data
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_no_job_begins_after_the_time_is_up(data_dir: Path, tmp_path: Path, jobs: int) -> None:
+    run = Run(data_dir, tmp_path, "issue2", ("initial",), (PAIR,), jobs=jobs, budget_s=0.0)
+    assert run_all(run) == []
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.data
 @pytest.mark.slow
 def test_a_process_that_takes_too_long_is_ended_and_the_next_job_gets_another(
     data_dir: Path, tmp_path: Path

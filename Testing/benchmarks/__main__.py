@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 
@@ -25,6 +26,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time; with several they last")
+    parser.add_argument("--budget", type=float, default=math.inf, help="begin no job after so many seconds")
     parser.add_argument("--no-fields", action="store_true", help="do not save displacements")
     parser.add_argument("--force", action="store_true", help="run again what is there already")
     parser.add_argument("--retry", action="store_true", help="run again what failed")
@@ -45,6 +47,7 @@ def main() -> None:
         retry=arguments.retry,
         jobs=arguments.jobs,
         keep_fields=not arguments.no_fields,
+        budget_s=arguments.budget,
     )
     if run.out.is_relative_to(REPOSITORY):
         parser.error("--out must lie outside the repository")

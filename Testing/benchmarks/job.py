@@ -160,6 +160,8 @@ def run_method(
     method.load()
     on_gpu = device.startswith("cuda")
     if on_gpu:
+        # Starting CUDA is no part of the method's time.
+        torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
     memory_before = peak_memory()
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:

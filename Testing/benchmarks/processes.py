@@ -50,6 +50,21 @@ def run_in_own_process(job: Job, limit_s: float) -> End:
     return End("done") if process.returncode == 0 else End("failed", _last_line(errors, process.returncode))
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A process with its pipes, and the file that takes what it says on stderr, so that it never blocks."""
+
+    process: Any
+    said: IO[str]
+
+    def end(self) -> None:
+        _kill(self.process)
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.said):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
 class Worker:
     """A process that does one job after another; it is started when there is one and again after it died.
 
@@ -59,26 +74,33 @@ class Worker:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._process: subprocess.Popen[str] | None = None
-        # What a process that died said last; read only then, so that it can never block on a full pipe.
-        self._said: IO[str] | None = None
+        self._running: _Running | None = None
 
     def do(self, job: Job, limit_s: float) -> End:
         """Do a job, at most `limit_s` seconds long, the start of the process included."""
-        process = self._running()
+        running = self._running = self._running or self._begun()
         expired = threading.Event()
-        clock = threading.Timer(limit_s, lambda: (expired.set(), _kill(process)))
+
+        def expire() -> None:
+            expired.set()
+            _kill(running.process)
+
+        clock = threading.Timer(limit_s, expire)
         clock.start()
         try:
-            process.stdin.write(job.as_json() + "\n")
-            process.stdin.flush()
-            reply = process.stdout.readline()
+            running.process.stdin.write(job.as_json() + "\n")
+            running.process.stdin.flush()
+            reply = running.process.stdout.readline()
         except BrokenPipeError:
             reply = ""
         finally:
             clock.cancel()
         if not reply:
-            return self._died(limit_s, expired.is_set())
+            status = running.process.wait()
+            running.said.seek(0)
+            message = _last_line(running.said.read(), status)
+            self.stop()
+            return _too_long(limit_s) if expired.is_set() else End("failed", message)
         end = End(**json.loads(reply))
         if "CUDA" in end.message:
             # Most errors of a GPU leave the process unable to use it again.
@@ -87,28 +109,15 @@ class Worker:
 
     def stop(self) -> None:
         """End the process, if there is one."""
-        if self._process is not None:
-            _kill(self._process)
-            self._process.wait()
-            for stream in (self._process.stdin, self._process.stdout, self._said):
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
-        self._process = self._said = None
+        if self._running is not None:
+            self._running.end()
+        self._running = None
 
-    def _running(self) -> Any:
-        if self._process is None:
-            self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
-            command = [sys.executable, "-m", WORKER_MODULE]
-            pipe = subprocess.PIPE
-            self._process = _started(command, self._threads, stdin=pipe, stdout=pipe, stderr=self._said)
-        return self._process
-
-    def _died(self, limit_s: float, expired: bool) -> End:
-        status = self._process.wait()
-        self._said.seek(0)
-        message = _last_line(self._said.read(), status)
-        self.stop()
-        return _too_long(limit_s) if expired else End("failed", message)
+    def _begun(self) -> _Running:
+        said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process
+        command = [sys.executable, "-m", WORKER_MODULE]
+        pipe = subprocess.PIPE
+        return _Running(_started(command, self._threads, stdin=pipe, stdout=pipe, stderr=said), said)
 
 
 def _started(command: list[str], threads: int, stderr: Any = subprocess.PIPE, **streams: Any) -> Any:

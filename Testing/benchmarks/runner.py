@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +37,7 @@ class Run:
         jobs: how many processes work at a time. One starts a fresh process for every job, which measures its
             memory; more keep their processes, which saves the start.
         keep_fields: whether displacements are saved, to be scored again later.
+        budget_s: seconds after which no further job is begun.
     """
 
     data: Path
@@ -49,6 +52,7 @@ class Run:
     retry: bool = False
     jobs: int = 1
     keep_fields: bool = True
+    budget_s: float = math.inf
 
     def load_pairs(self) -> list[Pair]:
         return load_pairs(self.data, self.suite, self.pairs or None)
@@ -87,31 +91,43 @@ def run_all(run: Run) -> list[str]:
         for method in run.methods_for(pair)
         if _wanted(run, run.files(pair, method).read())
     ]
-    if run.jobs == 1:
-        reports = [_recorded(run, *one, run_in_own_process(run.job(*one), run.limit_s)) for one in wanted]
-    else:
-        reports = _run_side_by_side(run, wanted)
+    ends = time.monotonic() + run.budget_s
+    reports = _run_one_by_one(run, wanted, ends) if run.jobs == 1 else _run_side_by_side(run, wanted, ends)
+    if len(reports) < len(wanted):
+        print(f"{len(wanted) - len(reports)} not begun within {run.budget_s:g} s", flush=True)
     return [f"{report['pair']} {report['method']}" for report in reports if report["status"] != "done"]
 
 
-def _run_side_by_side(run: Run, wanted: list[tuple[Pair, str]]) -> list[dict[str, Any]]:
+def _run_one_by_one(run: Run, wanted: list[tuple[Pair, str]], ends: float) -> list[dict[str, Any]]:
+    """Reports of the jobs that were begun in time, each done in a process of its own."""
+    reports = []
+    for one in wanted:
+        if time.monotonic() < ends:
+            reports.append(_recorded(run, *one, run_in_own_process(run.job(*one), run.limit_s)))
+    return reports
+
+
+def _run_side_by_side(run: Run, wanted: list[tuple[Pair, str]], ends: float) -> list[dict[str, Any]]:
     """The same in several lasting processes; methods that start from another's result come after all others."""
     own = threading.local()
     workers: list[Worker] = []
 
-    def work(one: tuple[Pair, str]) -> dict[str, Any]:
+    def work(one: tuple[Pair, str]) -> dict[str, Any] | None:
+        if time.monotonic() >= ends:
+            return None
         if not hasattr(own, "worker"):
             own.worker = Worker(run.threads)
             workers.append(own.worker)
         return _recorded(run, *one, own.worker.do(run.job(*one), run.limit_s))
 
-    # The slow ones first: the last job to end is then a short one.
-    wanted = sorted(wanted, key=lambda one: one[1] not in PEERS)
+    # The long ones first, peers (on the CPU) and large volumes, so that the last job to end is a short one.
+    wanted = sorted(wanted, key=lambda one: (one[1] not in PEERS, -one[0].fixed.stat().st_size))
     first = [one for one in wanted if find_method(one[1]).start is None]
     second = [one for one in wanted if find_method(one[1]).start is not None]
     try:
         with ThreadPoolExecutor(run.jobs) as pool:
-            return [report for phase in (first, second) for report in list(pool.map(work, phase))]
+            reports = [report for phase in (first, second) for report in list(pool.map(work, phase))]
+            return [report for report in reports if report is not None]
     finally:
         for worker in workers:
             worker.stop()
