@@ -1,0 +1,21 @@
+"""Points of one volume found again in another by the likeness of their feature vectors.
+
+A vector says where in the body its voxel is, so the partner is the voxel with the greatest dot product, wherever
+it lies: no prior alignment is needed (Yan et al. 2022, section III-D; SAME, section 2.1). `match_points` takes
+every point for itself; `match_structurally` also asks what lies around it, which is more accurate.
+"""
+
+from .index import FeatureIndex, query_vectors
+from .nearest import Matches, match_points, require_matchable, stable_matches
+from .structural import StructuralMatches, match_structurally
+
+__all__ = [
+    "FeatureIndex",
+    "Matches",
+    "StructuralMatches",
+    "match_points",
+    "match_structurally",
+    "query_vectors",
+    "require_matchable",
+    "stable_matches",
+]
