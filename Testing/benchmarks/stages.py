@@ -1,6 +1,6 @@
 """Seconds and peak memory of every stage of a registration at the size the time budget is given for.
 
-    python -m Testing.benchmarks.stages [--preset default] [--device cpu|cuda] [--repeats 1]
+    python -m Testing.benchmarks.stages [--preset default] [--device cpu|cuda] [--repeats 1] [--warm]
 
 Two real chest CTs of different patients are stretched to 192 x 160 x 256 voxels of 2 mm each, so that every voxel
 has content. Each part runs in a process of its own, since the peak memory of a process never falls:
@@ -44,6 +44,8 @@ def main() -> None:
     arguments = _parser().parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.part:
+        if arguments.warm:
+            PARTS[arguments.part](arguments)
         print(json.dumps(PARTS[arguments.part](arguments)))
         return
     with tempfile.TemporaryDirectory(prefix="stages_") as folder:
@@ -102,6 +104,7 @@ def measure_features(arguments: argparse.Namespace) -> dict[str, Any]:
     """The features of one volume, by each extractor that there is."""
     from SAMRegistrationLib.errors import RegistrationError
     from SAMRegistrationLib.features.registry import get_extractor
+    from SAMRegistrationLib.features.sam import SamExtractor
 
     image = read_image(_volume(arguments, "fixed"))
     recorder = StageRecorder(device=arguments.device)
@@ -113,6 +116,10 @@ def measure_features(arguments: argparse.Namespace) -> dict[str, Any]:
             continue
         with recorder.stage(f"{name} features"):
             extractor.extract(image)
+        if isinstance(extractor, SamExtractor):
+            volume = image.to(arguments.device).tensor()
+            with recorder.stage(f"{name} network"):
+                extractor.extract_tensor(volume)
     return recorder.summary()
 
 
@@ -131,6 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--warm", action="store_true", help="do everything once before, as a worker has")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--volumes", type=Path, help=argparse.SUPPRESS)
     return parser
@@ -144,6 +152,7 @@ def _in_own_process(part: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, "-m", "Testing.benchmarks.stages", "--part", part]
     for name in ("data", "preset", "device", "threads", "volumes"):
         command += [f"--{name}", str(getattr(arguments, name))]
+    command += ["--warm"] if arguments.warm else []
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
     ended = subprocess.run(
         command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=False
