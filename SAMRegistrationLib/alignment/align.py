@@ -56,9 +56,10 @@ def align(
 ) -> Alignment:
     """Find the linear map under which two volumes show the same anatomy at the same place.
 
-    Needs no start and no common field of view. With embeddings, stable matches are fitted robustly; where too few
-    agree, or without embeddings, the volumes are searched by intensities, and the better map by a measure that
-    knows nothing of features is kept. The result does not depend on how the volumes are stored.
+    Needs no start and no common field of view. With embeddings, stable matches are fitted robustly; where that
+    rests on a small common part, intensities improve it. Where too few matches agree, or without embeddings, the
+    volumes are searched by intensities. The better map by a measure that knows nothing of features is kept. The
+    result does not depend on how the volumes are stored.
 
     Args:
         fixed: any volume.
@@ -84,9 +85,13 @@ def align(
         by_features = _attempted(
             lambda: align_features(fixed_features, moving_features, bodies[0], bodies[1], wanted, seed)
         )
-    if by_features is not None and by_features.reliable and _well_overlapping(by_features, aligner):
+    reliable = by_features is not None and by_features.reliable
+    if by_features is not None and reliable and _well_overlapping(by_features, aligner):
         return _from_features(by_features, aligner)
-    if initial is not None:
+    if by_features is not None and reliable:
+        # Two short parts look alike in many places: what many matches agree on is improved, not searched again.
+        found = aligner.improve([by_features.fit.transform, by_features.stiff], wanted)
+    elif initial is not None:
         found = aligner.improve([initial], wanted)
     else:
         starts = [] if by_features is None else [by_features.fit.transform]

@@ -11,8 +11,9 @@ from ..features.base import Features
 from ..grid import FloatArray
 from ..image import Image
 from ..matching import FeatureIndex, Matches, stable_matches
+from ..transforms import AffineTransform
 from .refinement import Model
-from .robust_fit import Fit, robust_fit
+from .robust_fit import Fit, fit_transform, robust_fit
 
 GRID_MM = 16.0
 """Distance of the matched points: 8 voxels of 2 mm in the paper."""
@@ -37,11 +38,14 @@ class FeatureAlignment:
         fit: the map and its inliers among the matches.
         matches: the stable matches that can have a partner.
         stable: number of all stable matches.
+        stiff: the similarity (where less was asked for, the fit itself) through the same inliers, which goes less
+            astray beyond them than an affine map.
     """
 
     fit: Fit
     matches: Matches
     stable: int
+    stiff: AffineTransform
 
     @property
     def inlier_share(self) -> float:
@@ -84,8 +88,16 @@ def align_features(
     possible = _possible(matches, fit, fixed_body, moving_body)
     if not possible.all() and int((fit.inliers & possible).sum()) >= WELL_SUPPORTED:
         matches = matches.select(possible)
-        fit = robust_fit(matches.points, matches.matched, weights[possible], model, TOLERANCE_MM, seed=seed)
-    return FeatureAlignment(fit, matches, stable)
+        weights = weights[possible]
+        fit = robust_fit(matches.points, matches.matched, weights, model, TOLERANCE_MM, seed=seed)
+    return FeatureAlignment(fit, matches, stable, _stiff(fit, matches, weights))
+
+
+def _stiff(fit: Fit, matches: Matches, weights: FloatArray) -> AffineTransform:
+    if fit.model is not Model.AFFINE:
+        return fit.transform
+    inliers = matches.select(fit.inliers)
+    return fit_transform(inliers.points, inliers.matched, weights[fit.inliers], Model.SIMILARITY)
 
 
 def _possible(matches: Matches, fit: Fit, fixed_body: Image, moving_body: Image) -> NDArray[np.bool_]:
