@@ -48,7 +48,7 @@ def write_manifest(folder: Path, count: int = 4, extra: tuple[dict[str, Any], ..
 def tiny_configuration(**changes: Any) -> dict[str, Any]:
     """Settings of a run of a few seconds."""
     return {
-        "network": {"width": 16, "embedding_channels": 16},
+        "network": {"widths": [16, 32, 48, 56], "embedding_channels": 16},
         "iterations": 4,
         "warmup": 1,
         "views": {"shape": [32, 32, 32], "offset": 4.0, "far_probability": 0.0, "elastic_grid": [3, 3, 3]},

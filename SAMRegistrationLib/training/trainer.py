@@ -178,9 +178,8 @@ class Trainer:
     def _update_average(self) -> None:
         """Exponential running average of the parameters, shorter at the start of a run."""
         decay = min(self.config.average_decay, (1 + self.iteration) / (AVERAGE_WARMUP + self.iteration))
-        pairs = zip(self.average.parameters(), self.network.parameters(), strict=True)
-        for average, current in pairs:
-            average.lerp_(current, 1 - decay)
+        # One kernel for all parameters, where one for each would keep a GPU waiting.
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
         for kept, buffer in zip(self.average.buffers(), self.network.buffers(), strict=True):
             kept.copy_(buffer)
 

@@ -5,6 +5,7 @@ All lengths are mm in the cached volume's own frame: (x, y, z) from the center o
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from ..networks.sam_lite import FINE_STRIDE
 from .cache import AIR, FIRST_LABEL, OUTSIDE
 from .config import ViewConfig
 
-INVERSION_STEPS = 8
+INVERSION_STEPS = 7
 INVERSION_TOLERANCE = 0.5
 
 
@@ -27,6 +28,23 @@ class Source:
     image: Tensor
     codes: Tensor
     spacing: float
+
+    @functools.cached_property
+    def labelled_places(self) -> Tensor:
+        """Every fourth voxel along each axis that has a label, (n, 3) in mm, on the CPU."""
+        return self._places(self._every_fourth >= FIRST_LABEL)
+
+    @functools.cached_property
+    def body_places(self) -> Tensor:
+        """Every fourth voxel along each axis that lies in the body, (n, 3) in mm, on the CPU."""
+        return self._places(self._every_fourth != OUTSIDE)
+
+    @functools.cached_property
+    def _every_fourth(self) -> Tensor:
+        return self.codes[0, 0, ::4, ::4, ::4].cpu()
+
+    def _places(self, chosen: Tensor) -> Tensor:
+        return torch.nonzero(chosen).flip(1).float() * 4 * self.spacing
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,10 @@ class Placement:
     center: Tensor
     matrix: Tensor
     control: Tensor
+
+    def to(self, device: torch.device) -> Placement:
+        """The same on a device."""
+        return Placement(self.center.to(device), self.matrix.to(device), self.control.to(device))
 
 
 @dataclass(frozen=True)
@@ -58,10 +80,9 @@ class View:
 def draw_placements(
     source: Source, config: ViewConfig, generator: torch.Generator, anchor: Tensor | None = None
 ) -> tuple[Placement, Placement]:
-    """Two placements around one point: `anchor` (3,) in mm, or a random one of the body."""
+    """Two placements on the source's device around one point: `anchor` (3,) in mm on the CPU, or any of a body."""
     if anchor is None:
         anchor = _draw_anchor(source, config, generator)
-    anchor = anchor.to(source.image.device)
     low, high = (math.log(value) for value in config.spacing)
     spacing = math.exp(_uniform(generator, low, high))
     far = _uniform(generator) < config.far_probability
@@ -71,15 +92,16 @@ def draw_placements(
         _draw_placement(anchor, spacing, offset, config, generator, quarter_turn=turned == index)
         for index in range(2)
     )
-    return first, second
+    return first.to(source.image.device), second.to(source.image.device)
 
 
 def cut_view(source: Source, placement: Placement, shape: tuple[int, int, int]) -> View:
     """Sample image, codes and positions of a view of `shape` voxels (z, y, x)."""
     positions = positions_of(placement, shape)
     mesh = functional.avg_pool3d(positions, FINE_STRIDE)
-    image = resample_source(source, positions)
-    codes = _sample_box(source.codes, mesh, source.spacing, "nearest")[0, 0]
+    box = _box(source, positions)
+    image = _sample_box(source.image, box, positions, source.spacing, "bilinear", outside=AIR)
+    codes = _sample_box(source.codes, box, mesh, source.spacing, "nearest")[0, 0]
     return View(image, mesh[0], codes, codes != OUTSIDE, placement.matrix * FINE_STRIDE)
 
 
@@ -93,15 +115,12 @@ def locate(view: View, points: Tensor) -> tuple[Tensor, Tensor]:
         Fine voxel coordinates (n, 3) as (x, y, z), and a mask (n,) of the points that lie inside the view and
         whose position could be inverted to within half a mm.
     """
-    shape = view.mesh.shape[1:]
-    size = points.new_tensor([shape[2], shape[1], shape[0]])
+    size = points.new_tensor(view.mesh.shape[:0:-1])
     center = (size - 1) / 2
-    inverse = torch.linalg.inv(view.matrix)
-    middle = sample_map(view.mesh, center[None])[0]
-    voxels = center + (points - middle) @ inverse.T
+    inverse = torch.linalg.inv(view.matrix).T
+    voxels = center.expand_as(points)
     for _ in range(INVERSION_STEPS):
-        residual = points - sample_map(view.mesh, voxels)
-        voxels = voxels + residual @ inverse.T
+        voxels = torch.addmm(voxels, points - sample_map(view.mesh, voxels), inverse)
     residual = points - sample_map(view.mesh, voxels)
     inside = ((voxels >= 0) & (voxels <= size - 1)).all(dim=1)
     return voxels, inside & (residual.norm(dim=1) < INVERSION_TOLERANCE)
@@ -109,9 +128,8 @@ def locate(view: View, points: Tensor) -> tuple[Tensor, Tensor]:
 
 def sample_map(values: Tensor, voxels: Tensor) -> Tensor:
     """Trilinear values (n, c) of a map (c, d, h, w) at voxel coordinates (n, 3) in (x, y, z); edges repeat."""
-    shape = values.shape[1:]
-    size = voxels.new_tensor([shape[2], shape[1], shape[0]])
-    cube = ((2 * voxels + 1) / size - 1)[None, None, None]
+    scale = 2 / voxels.new_tensor(values.shape[:0:-1])
+    cube = torch.addcmul(scale / 2 - 1, voxels, scale)[None, None, None]
     sampled = functional.grid_sample(
         values[None], cube.to(values.dtype), mode="bilinear", padding_mode="border", align_corners=False
     )
@@ -121,15 +139,12 @@ def sample_map(values: Tensor, voxels: Tensor) -> Tensor:
 def _draw_anchor(source: Source, config: ViewConfig, generator: torch.Generator) -> Tensor:
     """A random labelled or body voxel, as a position in mm (the center where the volume has neither)."""
     near_label = _uniform(generator) < config.label_probability
-    coarse = source.codes[0, 0, ::4, ::4, ::4]
-    candidates = torch.nonzero(coarse >= FIRST_LABEL) if near_label else torch.empty(0, 3)
+    candidates = source.labelled_places if near_label else source.body_places
     if len(candidates) == 0:
-        candidates = torch.nonzero(coarse != OUTSIDE)
+        candidates = source.body_places
     if len(candidates) == 0:
-        size = torch.tensor(source.image.shape[:1:-1], device=source.image.device)
-        return size * source.spacing / 2
-    index = int(_uniform(generator) * len(candidates))
-    return candidates[index].flip(0).float() * 4 * source.spacing
+        return torch.tensor(source.image.shape[:1:-1]) * source.spacing / 2
+    return candidates[int(_uniform(generator) * len(candidates))]
 
 
 def _draw_placement(
@@ -148,11 +163,10 @@ def _draw_placement(
         angles[2] = math.radians(_uniform(generator, -config.quarter_turn, config.quarter_turn))
     stretch = math.log(config.scale)
     size = spacing * math.exp(_uniform(generator, -stretch, stretch))
-    center = anchor + (torch.randn(3, generator=generator) * offset).to(anchor.device)
+    center = anchor + torch.randn(3, generator=generator) * offset
     amplitude = _uniform(generator) * config.elastic
     control = torch.randn((1, 3, *config.elastic_grid), generator=generator) * amplitude
-    matrix = rotation_matrix(angles) * size
-    return Placement(center, matrix.to(anchor.device), control.to(anchor.device))
+    return Placement(center, rotation_matrix(angles) * size, control)
 
 
 def rotation_matrix(angles: Tensor) -> Tensor:
@@ -181,15 +195,20 @@ def positions_of(placement: Placement, shape: tuple[int, int, int]) -> Tensor:
 
 def resample_source(source: Source, positions: Tensor) -> Tensor:
     """HU (1, 1, d, h, w) at positions (1, 3, d, h, w) in mm; air outside the volume."""
-    return _sample_box(source.image, positions, source.spacing, "bilinear", outside=AIR)
+    box = _box(source, positions)
+    return _sample_box(source.image, box, positions, source.spacing, "bilinear", outside=AIR)
 
 
-def _sample_box(values: Tensor, positions: Tensor, spacing: float, mode: str, *, outside: float = 0.0) -> Tensor:
+_Box = tuple[slice, slice, slice]
+
+
+def _sample_box(
+    values: Tensor, box: _Box, positions: Tensor, spacing: float, mode: str, *, outside: float = 0.0
+) -> Tensor:
     """Values of (1, 1, z, y, x) at positions (1, 3, d, h, w) in mm.
 
     Only the box that the positions touch is converted to float, which is what keeps large volumes cheap.
     """
-    box = _box(values.shape[2:], positions / spacing)
     start = positions.new_tensor([part.start for part in reversed(box)])
     cut = values[:, :, box[0], box[1], box[2]].float() - outside
     size = positions.new_tensor(cut.shape[:1:-1])
@@ -199,12 +218,16 @@ def _sample_box(values: Tensor, positions: Tensor, spacing: float, mode: str, *,
     return sampled + outside
 
 
-def _box(shape: torch.Size, voxels: Tensor) -> tuple[slice, slice, slice]:
-    """The voxels (z, y, x) that sampling at `voxels` (1, 3, d, h, w) can touch; at least one along each axis."""
+def _box(source: Source, positions: Tensor) -> _Box:
+    """The voxels (z, y, x) that sampling at `positions` (1, 3, d, h, w) can touch; at least one along each axis.
+
+    The extent is read from the device in one go, since each reading waits for all that was asked of a GPU before.
+    """
+    extent = torch.stack(torch.aminmax(positions[0].flatten(1), dim=1)) / source.spacing
     slices = []
-    for component, size in zip(voxels[0].flatten(1).flip(0), shape, strict=True):
-        start = min(max(0, math.floor(float(component.min())) - 1), size - 1)
-        stop = max(start + 1, min(size, math.ceil(float(component.max())) + 2))
+    for low, high, size in zip(*extent.flip(1).tolist(), source.image.shape[2:], strict=True):
+        start = min(max(0, math.floor(low) - 1), size - 1)
+        stop = max(start + 1, min(size, math.ceil(high) + 2))
         slices.append(slice(start, stop))
     return slices[0], slices[1], slices[2]
 
