@@ -107,7 +107,7 @@ def match_command(options: argparse.Namespace) -> int:
     from .device import resolve_device
     from .features.registry import get_extractor
     from .image_io import read_image
-    from .matching import match_points, require_matchable
+    from .matching import match_structurally, require_matchable
     from .points import PointSet, read_points, write_points
     from .tables import text_table
 
@@ -118,15 +118,20 @@ def match_command(options: argparse.Namespace) -> int:
         fixed, moving = (read_image(path).to(device) for path in (options.fixed, options.moving))
         require_matchable(points.points, fixed.grid, extractor)
         with torch.inference_mode():
-            found = match_points(points.points, extractor.extract(fixed), extractor.extract(moving))
+            found = match_structurally(points.points, extractor.extract(fixed), extractor.extract(moving))
         write_points(PointSet(found.matched, points.labels), options.output)
     rows = [
-        (label, *(f"{value:.1f}" for value in position), f"{score:.2f}", f"{error:.1f}")
-        for label, position, score, error in zip(
-            points.labels, found.matched.tolist(), found.score.tolist(), found.cycle_error.tolist(), strict=True
+        (label, *(f"{value:.1f}" for value in position), *(f"{value:.2f}" for value in rated), f"{error:.1f}")
+        for label, position, error, *rated in zip(
+            points.labels,
+            found.matched.tolist(),
+            found.cycle_error.tolist(),
+            found.score.tolist(),
+            found.support.tolist(),
+            strict=True,
         )
     ]
-    print(text_table(("point", "x", "y", "z (LPS mm)", "score", "cycle mm"), rows))
+    print(text_table(("point", "x", "y", "z (LPS mm)", "score", "support", "cycle mm"), rows))
     return 0
 
 

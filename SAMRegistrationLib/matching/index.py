@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from itertools import product
 
@@ -36,7 +37,9 @@ class FeatureIndex:
     """
 
     def __init__(self, features: Features, mask: Image | None = None) -> None:
-        self.map: FeatureMap = features.joined()
+        joined = features.joined()
+        # The channels of a voxel side by side: reading vectors here and there is ten times as fast.
+        self.map = replace(joined, data=joined.data.contiguous(memory_format=torch.channels_last_3d))
         data = self.map.data[0]
         missing = [-n % _CELL for n in data.shape[1:]]
         padded = functional.pad(data, [0, missing[2], 0, missing[1], 0, missing[0]])

@@ -30,23 +30,34 @@ LEAST_NEIGHBORS = 5
 
 _WIDE_SCALES_MM = 15.0, 5.0
 _FINE_SCALES_MM = 8.0, 4.0
+_LARGEST_STRETCH = 1.4
 _POINTS_AT_ONCE = 128
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Neighbors of a point: `steps` to each side along every axis, `spacing_mm` apart, the point among them."""
+    """Neighbors of a point, the point among them.
+
+    Args:
+        steps: to each side along every axis.
+        spacing_mm: length of a step.
+        alternating: only every second place, like the squares of one color on a chessboard.
+    """
 
     steps: int
     spacing_mm: float
+    alternating: bool = False
 
     def offsets(self) -> FloatArray:
         """(n, 3) in mm."""
-        return np.array(list(product(range(-self.steps, self.steps + 1), repeat=3))) * self.spacing_mm
+        places = np.array(list(product(range(-self.steps, self.steps + 1), repeat=3)))
+        if self.alternating:
+            places = places[places.sum(axis=1) % 2 == 0]
+        return places * self.spacing_mm
 
 
 WIDE = Lattice(1, 12.0)
-FINE = Lattice(2, 8.0)
+FINE = Lattice(2, 8.0, alternating=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +88,7 @@ def match_structurally(
     *,
     wide: Lattice = WIDE,
     fine: Lattice | None = FINE,
-    tolerance: float = 2.0,
+    tolerance: float = 1.5,
 ) -> StructuralMatches:
     """The partner of every point, found with its neighbors.
 
@@ -146,8 +157,9 @@ def _fitted(
         partners = torch.from_numpy(world).to(device).reshape(neighbors.shape)
         scales = _WIDE_SCALES_MM
     else:
-        expected = guess.transform(on_device[1]).flatten(0, 1)
-        partners, found = most_similar_near(target, queries, expected)
-        partners, usable = partners.reshape(neighbors.shape), usable & found.reshape(usable.shape)
+        expected = guess.transform(on_device[1])
+        reach = _LARGEST_STRETCH * lattice.steps * lattice.spacing_mm
+        partners, found = most_similar_near(target, queries.view(*usable.shape, -1), expected, guess.mapped, reach)
+        usable = usable & found
         scales = _FINE_SCALES_MM
     return fit_local_affines(*on_device, partners, usable, *scales), usable.sum(dim=1) >= LEAST_NEIGHBORS

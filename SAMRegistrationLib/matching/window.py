@@ -14,7 +14,9 @@ RADIUS_MM = 12.0
 """How far from where it is expected a partner is looked for."""
 
 MOST_VOXELS = 4
-"""A window reaches at most so many voxels to each side."""
+"""A search reaches at most so many voxels to each side of where a partner is expected."""
+
+MOST_VOXELS_OF_REACH = 8
 
 TEMPERATURE = 0.05
 """Difference of cosine similarity that weighs as much as one unit of log-probability."""
@@ -23,22 +25,43 @@ _NARROWEST_MM, _WIDEST_MM = 1.0, 100.0
 _VALUES_AT_ONCE = 2**24
 
 
-def most_similar_near(index: FeatureIndex, queries: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
-    """World positions (n, 3), below a voxel, most like vectors near expected ones, and whether there are any.
+def most_similar_near(
+    index: FeatureIndex, queries: Tensor, expected: Tensor, centers: Tensor, reach_mm: float
+) -> tuple[Tensor, Tensor]:
+    """World positions below a voxel most like the vectors of neighbors, each near where it is expected.
+
+    The neighbors of a point share one window, so that its vectors are read once.
 
     Args:
         index: of the volume searched.
-        queries: (n, C) unit vectors.
-        expected: (n, 3) world positions in mm; searched is the cube of `RADIUS_MM` around each.
+        queries: (n, k, C) unit vectors of k neighbors of n points.
+        expected: (n, k, 3) world positions in mm; searched is the cube of `RADIUS_MM` around each.
+        centers: (n, 3) world positions of the points in mm.
+        reach_mm: how far neighbors may be expected from their point, along an axis; drawn nearer where farther.
+
+    Returns:
+        Positions (n, k, 3), and whether there was any voxel to be found (n, k).
     """
-    radius = _radius(index.map.grid)
-    places, found = [], []
-    for query, center in _chunks(index, queries, _nearest_voxels(index.map.grid, expected), radius):
-        similarity, allowed = _window(index, query, center, radius)
-        best = similarity.argmax(dim=1)
-        places.append(center + _offsets(radius, center.device)[best] + _peak(similarity, allowed, best, radius))
-        found.append(allowed.any(dim=1))
-    return _to_world(index.map.grid, torch.cat(places)), torch.cat(found)
+    grid = index.map.grid
+    radius = _in_voxels(RADIUS_MM, grid, MOST_VOXELS)
+    reach = _in_voxels(reach_mm, grid, MOST_VOXELS_OF_REACH)
+    side = 2 * (reach + radius) + 1
+    center = _nearest_voxels(grid, centers)
+    step = (_nearest_voxels(grid, expected) - center[:, None]).clamp(-reach, reach)
+    strides = torch.tensor([1, side, side**2], device=center.device)
+    near = _offsets(radius, center.device)
+    cells = ((step + reach + radius) @ strides)[..., None] + near @ strides
+    similarity, allowed = [], []
+    at_once = max(1, _VALUES_AT_ONCE // (side**3 * max(queries.shape[1:])))
+    for query, middle, cell in zip(*(values.split(at_once) for values in (queries, center, cells)), strict=True):
+        alike, may = _likeness(index, query, middle, reach + radius)
+        similarity.append(alike.gather(2, cell))
+        allowed.append(may[:, None].expand(alike.shape).gather(2, cell))
+    may = torch.cat(allowed).flatten(0, 1)
+    alike = torch.cat(similarity).flatten(0, 1).masked_fill(~may, -2.0)
+    best = alike.argmax(dim=1)
+    voxel = (center[:, None] + step).flatten(0, 1) + near[best] + _peak(alike, may, best, radius)
+    return _to_world(grid, voxel).view(expected.shape), may.any(dim=1).view(expected.shape[:2])
 
 
 def expected_positions(
@@ -59,41 +82,44 @@ def expected_positions(
         World positions (n, 3) in mm; the cosine similarity there (n,); whether the window has any voxel of the
         volume and its mask (n,).
     """
-    grid, radius = index.map.grid, MOST_VOXELS
-    places, found = [], []
-    centers = _nearest_voxels(grid, predicted)
-    start = 0
-    for query, center in _chunks(index, queries, centers, radius):
-        rows = slice(start, start + len(query))
-        start = rows.stop
-        similarity, allowed = _window(index, query, center, radius)
-        positions = _to_world(grid, center[:, None] + _offsets(radius, center.device))
-        distance = (positions - predicted[rows, None]).norm(dim=-1)
-        prior = (distance / width[rows, None].clamp(_NARROWEST_MM, _WIDEST_MM)).square() / 2
-        evidence = torch.where(allowed, similarity.double() / TEMPERATURE - prior, -1e4)
-        places.append((evidence.softmax(dim=1)[..., None] * positions).sum(dim=1))
-        found.append(allowed.any(dim=1))
-    if not places:
-        return predicted, width, torch.zeros_like(width, dtype=torch.bool)
-    place = torch.where(width[:, None] > 0, torch.cat(places), predicted)
+    if len(queries) == 0:
+        return predicted, width, width > 0
+    grid = index.map.grid
+    center = _nearest_voxels(grid, predicted)
+    offsets = _offsets(MOST_VOXELS, center.device)
+    similarity, allowed = [], []
+    at_once = max(1, _VALUES_AT_ONCE // (len(offsets) * index.map.channels))
+    for query, middle in zip(queries.split(at_once), center.split(at_once), strict=True):
+        alike, may = _likeness(index, query[:, None], middle, MOST_VOXELS)
+        similarity.append(alike[:, 0])
+        allowed.append(may)
+    may = torch.cat(allowed)
+    positions = _to_world(grid, center[:, None] + offsets)
+    distance = (positions - predicted[:, None]).norm(dim=-1)
+    prior = -(distance / width[:, None].clamp(_NARROWEST_MM, _WIDEST_MM)).square() / 2
+    evidence = (torch.cat(similarity).double() / TEMPERATURE + prior).masked_fill(~may, -1e9)
+    # What the vector adds: a narrow Gaussian alone has its mean at a voxel's center, not at its own.
+    shift = _weighted_mean(evidence, positions) - _weighted_mean(prior, positions)
+    place = torch.where(width[:, None] > 0, predicted + shift, predicted)
     score = (queries.float() * index.vectors_at(place.cpu().numpy()).float()).sum(dim=1).double()
-    return place, score, torch.cat(found)
+    return place, score, may.any(dim=1)
 
 
-def _chunks(index: FeatureIndex, queries: Tensor, centers: Tensor, radius: int) -> zip[tuple[Tensor, Tensor]]:
-    at_once = max(1, _VALUES_AT_ONCE // ((2 * radius + 1) ** 3 * index.map.channels))
-    return zip(queries.split(at_once), centers.split(at_once), strict=True)
+def _weighted_mean(logarithm: Tensor, positions: Tensor) -> Tensor:
+    return (logarithm.softmax(dim=1)[..., None] * positions).sum(dim=1)
 
 
-def _radius(grid: Grid) -> int:
-    return int(np.clip(np.ceil(RADIUS_MM / np.mean(grid.spacing)), 1, MOST_VOXELS))
+def _in_voxels(distance_mm: float, grid: Grid, most: int) -> int:
+    return int(np.clip(np.ceil(distance_mm / np.mean(grid.spacing)), 1, most))
 
 
-def _window(index: FeatureIndex, queries: Tensor, center: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """Similarity (n, w) of the voxels around centers, -2 where they may not be found, and whether they may."""
+def _likeness(index: FeatureIndex, queries: Tensor, center: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Similarity (n, k, w) of vectors (n, k, C) to voxels around centers, and which may be found (n, w)."""
     vectors, allowed = index.vectors_of(center[:, None] + _offsets(radius, center.device))
-    similarity = torch.bmm(vectors, queries[..., None])[..., 0].float()
-    return similarity.masked_fill(~allowed, -2.0), allowed
+    if vectors.device.type == "cpu":
+        # Products of half precision are slow on a CPU.
+        queries, vectors = queries.float(), vectors.float()
+    return torch.bmm(queries, vectors.transpose(1, 2)).float(), allowed
 
 
 def _offsets(radius: int, device: torch.device) -> Tensor:

@@ -145,7 +145,7 @@ class WorkerClient:
         device: str | None = None,
         progress: Progress | None = None,
     ) -> Result:
-        """Find points (LPS mm) of the fixed volume in the moving one: `matched`, `score`, `cycle_error` (mm)."""
+        """Find points (LPS mm) of the fixed volume in the moving one; the reply is told in `worker.matching`."""
         parameters = {
             "fixed": _path(fixed),
             "moving": _path(moving),

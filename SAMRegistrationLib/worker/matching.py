@@ -13,7 +13,7 @@ from ..errors import InputError, UsageError
 from ..features.base import FeatureExtractor, Features
 from ..grid import FloatArray, Grid
 from ..image_io import read_image
-from ..matching import FeatureIndex, match_points, require_matchable
+from ..matching import FeatureIndex, match_structurally, require_matchable
 from ..pipeline import prepare
 from .cache import DeviceCaches
 from .dispatch import Task
@@ -49,8 +49,9 @@ class Matchings:
         """Find points (LPS mm) of the fixed volume in the moving one.
 
         Returns:
-            `matched` positions (LPS mm), `score` (cosine similarity) and `cycle_error` (mm), in the order of the
-            points, and how many `embeddings` were computed and reused.
+            `matched` positions (LPS mm), `score` (cosine similarity), `cycle_error` (mm), `support` (0 to 1, how
+            well the neighbors agree; 0 where a point was matched alone) in the order of the points, and how many
+            `embeddings` were computed and reused.
         """
         positions = _positions(points)
         notes: list[str] = []
@@ -68,11 +69,12 @@ class Matchings:
         grid, source, partner = known
         require_matchable(positions, grid, extractor)
         with torch.inference_mode():
-            found = match_points(positions, source, partner)
+            found = match_structurally(positions, source, partner)
         return {
             "matched": found.matched.tolist(),
             "score": found.score.tolist(),
             "cycle_error": found.cycle_error.tolist(),
+            "support": found.support.tolist(),
             "embeddings": asdict(counts),
             "warnings": notes,
         }
