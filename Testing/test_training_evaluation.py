@@ -20,15 +20,16 @@ from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.image_io import read_image
 from SAMRegistrationLib.training.command import add_train_arguments, run_train
 from SAMRegistrationLib.training.evaluation import (
+    WAYS,
     draw_pairs,
     evaluate_features,
     format_evaluation,
-    nearest_voxels,
     self_matching,
     subject_matching,
 )
 from SAMRegistrationLib.training.evaluation_views import LARGEST_DISPLACEMENT, changed_views
 from SAMRegistrationLib.training.manifest import Volume, read_excluded_names, read_manifest
+from SAMRegistrationLib.training.voxel_search import nearest_voxels
 from Testing.training_volumes import write_manifest
 
 
@@ -62,11 +63,19 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> list[Volume]:
     return read_manifest(write_manifest(tmp_path_factory.mktemp("volumes"), 4))
 
 
+@pytest.fixture(autouse=True)
+def few_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("SAMRegistrationLib.training.evaluation.POINTS_PER_VOLUME", 120)
+    monkeypatch.setattr("SAMRegistrationLib.training.evaluation.POINTS_PER_STRUCTURE", 40)
+
+
 def test_perfect_features_find_every_structure_of_the_same_volume(volumes):
     result = subject_matching(WorldExtractor(), [(volumes[0], volumes[0])])
-    assert result["same_structure"] == 1.0
-    assert result["center_mm"] < 1.5
-    assert set(result["structures"]) == {"test 1", "test 2", "test 3"}
+    assert result["nearest"]["same_structure"] == 1.0
+    assert result["structural"]["same_structure"] > 0.98
+    for way in WAYS:
+        assert result[way]["center_mm"] < 1.5
+        assert set(result[way]["structures"]) == {"test 1", "test 2", "test 3"}
 
 
 def test_matches_that_are_all_shifted_put_the_centers_off_by_the_shift(volumes, tmp_path):
@@ -81,8 +90,9 @@ def test_matches_that_are_all_shifted_put_the_centers_off_by_the_shift(volumes, 
     # The moved volume's own positions are 100 mm further along x; its vectors say (-108, -8, -8) mm from there.
     aside = WorldExtractor({100.0: np.array([-108.0, -8.0, -8.0])})
     result = subject_matching(aside, [(volumes[0], other)])
-    assert result["center_mm"] == pytest.approx(8 * 3**0.5, abs=1.5)
-    assert result["same_structure"] < 0.3
+    for way in WAYS:
+        assert result[way]["center_mm"] == pytest.approx(8 * 3**0.5, abs=1.5)
+        assert result[way]["same_structure"] < 0.3
 
 
 def test_a_match_is_refined_between_voxels():
@@ -115,8 +125,9 @@ def test_self_matching_by_position_in_the_first_view_measures_the_deformation(vo
     first, second = changed_views(read_image(volumes[0].path, "CT"), seed=3)
     z, y, x = torch.nonzero(first.body).unbind(1)
     true = (second.positions - first.positions)[:, z, y, x].norm(dim=0)
-    assert blind["points"] > 100
-    assert blind["median_mm"] == pytest.approx(float(true.median()), rel=0.3)
+    for way in WAYS:
+        assert blind[way]["points"] > 100
+        assert blind[way]["median_mm"] == pytest.approx(float(true.median()), rel=0.3)
 
 
 def test_pairs_are_of_different_subjects_and_use_each_about_as_often(volumes):
@@ -154,6 +165,8 @@ def test_the_command_evaluates_and_writes_the_numbers(volumes, tmp_path, capsys)
     options = parser.parse_args([*arguments, "--volumes", "1", "--pairs", "1", "--device", "cpu", "-o", str(out)])
     assert run_train(options) == 0
     result = json.loads(out.read_text())
-    assert set(result["self"]["volumes"]) == {"v0"}
+    for way in WAYS:
+        assert set(result["self"][way]["volumes"]) == {"v0"}
     assert result["subjects"]["pairs"] == 1
-    assert "self matching" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert all(f"self matching, {way}" in printed and f"subject matching, {way}" in printed for way in WAYS)

@@ -4,8 +4,11 @@ Two measures. *Self matching*: two strongly changed views of one volume; the dis
 is matched and where it is. *Subject matching*: points inside a structure of one subject are looked up in another
 subject, without any alignment; the share that falls into the same structure, and how far the structure's center
 is from that of the matches (both the median along x, y and z, which a few stray matches do not move, and which for
-a bent structure like the mandible is not its mean). A match is the voxel of the other volume's whole joined map
-that is most similar, made finer by a parabola through its neighbors.
+a bent structure like the mandible is not its mean).
+
+Both are measured for two ways of matching. *Nearest*: the voxel of the other volume's whole joined map that is
+most similar, made finer by a parabola through its neighbors; it says what the vectors alone can do. *Structural*:
+with what lies around the point (`matching.match_structurally`), as users get their points matched.
 """
 
 from __future__ import annotations
@@ -18,17 +21,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..features.base import FeatureExtractor, FeatureMap
+from ..features.base import FeatureExtractor
 from ..image import Image
 from ..image_io import read_image, read_labels
-from ..matching import query_vectors
+from ..matching import FeatureIndex, match_structurally, query_vectors
 from .evaluation_views import changed_views
 from .manifest import UNSPECIFIC_LABELS, Volume
+from .voxel_search import nearest_voxels
 
 POINTS_PER_VOLUME = 400
 POINTS_PER_STRUCTURE = 150
 CLOSE_MM = 5.0
-QUERIES_AT_ONCE = 64
+WAYS = ("nearest", "structural")
 
 
 def evaluate_features(
@@ -64,75 +68,62 @@ def self_matching(extractor: FeatureExtractor, volumes: list[Volume], seed: int)
     """Matching error between two views of each volume: rotations to 20 degrees, scale 0.8 to 1.25, elastic
     deformation to 15 mm, other grey values."""
     errors = {volume.name: _self_errors(extractor, volume, seed + index) for index, volume in enumerate(volumes)}
-    together = np.concatenate(list(errors.values())) if errors else np.zeros(0)
-    return {
-        **_error_summary(together),
-        "volumes": {name: _error_summary(values) for name, values in errors.items()},
-    }
+    return {way: _self_summary({name: of_ways[way] for name, of_ways in errors.items()}) for way in WAYS}
 
 
 def subject_matching(extractor: FeatureExtractor, pairs: list[tuple[Volume, Volume]]) -> dict[str, Any]:
     """Same-structure share and center distance per structure, averaged over pairs, and over structures."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, dict[str, list[_StructureResult]]] = {way: {} for way in WAYS}
     known: dict[Volume, _Subject] = {}
     for fixed, moving in pairs:
         # Pairs follow each other like the links of a chain, so that every subject is embedded once.
         known = {volume: known.get(volume) or _embed(extractor, volume) for volume in (fixed, moving)}
-        for name, values in _pair_results(known[fixed], known[moving]).items():
-            found.setdefault(name, []).append(values)
-    structures = {
-        name: {
-            "same_structure": float(np.mean([share for share, _ in values])),
-            "center_mm": float(np.mean([distance for _, distance in values])),
-            "pairs": len(values),
-        }
-        for name, values in sorted(found.items())
-    }
-    return {
-        "pairs": len(pairs),
-        "same_structure": _mean(item["same_structure"] for item in structures.values()),
-        "center_mm": _mean(item["center_mm"] for item in structures.values()),
-        "structures": structures,
-    }
-
-
-def nearest_voxels(queries: Tensor, target: FeatureMap) -> Tensor:
-    """Voxel coordinates (n, 3) as (x, y, z) of the most similar place of `target` for every query (n, C)."""
-    shape = target.data.shape[2:]
-    rows = target.data[0].flatten(1)
-    places = []
-    for chunk in queries.to(rows.dtype).split(QUERIES_AT_ONCE):
-        similarity = chunk @ rows
-        places.append(_refined(similarity.reshape(len(chunk), *shape), similarity.argmax(dim=1)))
-    return torch.cat(places)
+        for name, of_ways in _pair_results(known[fixed], known[moving]).items():
+            for way, result in of_ways.items():
+                found[way].setdefault(name, []).append(result)
+    return {"pairs": len(pairs), **{way: _subject_summary(found[way]) for way in WAYS}}
 
 
 def format_evaluation(result: dict[str, Any]) -> str:
     """The numbers as a few lines of text."""
     own, subjects = result["self"], result["subjects"]
-    lines = [
-        f"features {result['features']}",
-        f"self matching: {own['points']} points, median {own['median_mm']:.2f} mm, "
-        f"95th percentile {own['p95_mm']:.2f} mm, {100 * own['within_5_mm']:.1f} % within 5 mm",
-        f"subject matching: {subjects['pairs']} pairs, {100 * subjects['same_structure']:.1f} % into the same "
-        f"structure, centers {subjects['center_mm']:.1f} mm off",
-    ]
+    lines = [f"features {result['features']}"]
     lines += [
-        f"  {name:24} {100 * item['same_structure']:5.1f} %  {item['center_mm']:5.1f} mm  {item['pairs']} pairs"
-        for name, item in subjects["structures"].items()
+        f"self matching, {way}: {own[way]['points']} points, median {own[way]['median_mm']:.2f} mm, "
+        f"95th percentile {own[way]['p95_mm']:.2f} mm, {100 * own[way]['within_5_mm']:.1f} % within 5 mm"
+        for way in WAYS
     ]
+    for way in WAYS:
+        lines.append(
+            f"subject matching, {way}: {subjects['pairs']} pairs, {100 * subjects[way]['same_structure']:.1f} % "
+            f"into the same structure, centers {subjects[way]['center_mm']:.1f} mm off"
+        )
+        lines += [
+            f"  {name:24} {100 * one['same_structure']:5.1f} %  {one['center_mm']:5.1f} mm  {one['pairs']} pairs"
+            for name, one in subjects[way]["structures"].items()
+        ]
     return "\n".join(lines)
 
 
-def _self_errors(extractor: FeatureExtractor, volume: Volume, seed: int) -> np.ndarray:
+def _matched(points: np.ndarray, fixed: FeatureIndex, moving: FeatureIndex) -> dict[str, np.ndarray]:
+    """World positions (n, 3) of the partners of points (n, 3) by each way of matching."""
+    nearest = nearest_voxels(query_vectors(fixed.map, points), moving.map)
+    return {
+        "nearest": moving.map.grid.to_world(nearest.cpu().numpy()),
+        "structural": match_structurally(points, fixed, moving).matched,
+    }
+
+
+def _self_errors(extractor: FeatureExtractor, volume: Volume, seed: int) -> dict[str, np.ndarray]:
     first, second = changed_views(read_image(volume.path, "CT"), seed)
-    query_map = extractor.extract(first.image).joined()
     points, truth = _corresponding(first.positions, second.positions, first.body, seed)
-    queries = query_vectors(query_map, first.image.grid.to_world(points))
-    target_map = extractor.extract(second.image).joined()
-    matched = second.image.grid.to_voxel(target_map.grid.to_world(nearest_voxels(queries, target_map).numpy()))
+    indices = (FeatureIndex(extractor.extract(view.image)) for view in (first, second))
+    found = _matched(first.image.grid.to_world(points), *indices)
     # Errors are measured in the undistorted volume, where a mm is a mm.
-    return np.linalg.norm(second.source_of(matched) - truth, axis=-1)
+    return {
+        way: np.linalg.norm(second.source_of(second.image.grid.to_voxel(places)) - truth, axis=-1)
+        for way, places in found.items()
+    }
 
 
 def _corresponding(first: Tensor, second: Tensor, body: Tensor, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -149,43 +140,49 @@ def _corresponding(first: Tensor, second: Tensor, body: Tensor, seed: int) -> tu
 
 @dataclass(frozen=True, eq=False)
 class _Subject:
-    """A subject's joined features and label maps by scheme."""
+    """A subject's features, ready to be searched, and label maps by scheme."""
 
-    features: FeatureMap
+    index: FeatureIndex
     labels: dict[str, Image]
+
+
+@dataclass(frozen=True)
+class _StructureResult:
+    """The share of a structure's points that fall into it, and the distance in mm of the centers."""
+
+    share: float
+    distance: float
 
 
 def _embed(extractor: FeatureExtractor, volume: Volume) -> _Subject:
     image = read_image(volume.path, "CT")
     labels = {label.scheme: read_labels(label.path, image) for label in volume.labels}
-    return _Subject(extractor.extract(image).joined(), labels)
+    return _Subject(FeatureIndex(extractor.extract(image)), labels)
 
 
-def _pair_results(fixed: _Subject, moving: _Subject) -> dict[str, tuple[float, float]]:
+def _pair_results(fixed: _Subject, moving: _Subject) -> dict[str, dict[str, _StructureResult]]:
+    """By structure and way of matching."""
     results = {}
     for scheme in fixed.labels.keys() & moving.labels.keys():
         query_labels, target_labels = fixed.labels[scheme], moving.labels[scheme]
         shared = np.intersect1d(query_labels.data.unique().numpy(), target_labels.data.unique().numpy())
         for value in shared[shared > 0]:
             if int(value) not in UNSPECIFIC_LABELS.get(scheme, ()):
-                results[f"{scheme} {int(value)}"] = _structure_result(
-                    fixed.features, moving.features, query_labels, target_labels, float(value)
-                )
+                world = _structure_points(query_labels, float(value))
+                picks = np.linspace(0, len(world) - 1, min(len(world), POINTS_PER_STRUCTURE)).astype(int)
+                results[f"{scheme} {int(value)}"] = {
+                    way: _structure_result(places, target_labels, float(value))
+                    for way, places in _matched(world[picks], fixed.index, moving.index).items()
+                }
     return results
 
 
-def _structure_result(
-    query_map: FeatureMap, target_map: FeatureMap, query_labels: Image, target_labels: Image, value: float
-) -> tuple[float, float]:
-    world = _structure_points(query_labels, value)
-    picks = np.linspace(0, len(world) - 1, min(len(world), POINTS_PER_STRUCTURE)).astype(int)
-    matched = nearest_voxels(query_vectors(query_map, world[picks]), target_map)
-    places = target_map.grid.to_world(matched.numpy())
-    indices = np.rint(target_labels.grid.to_voxel(places)).astype(int)
-    indices = indices.clip(0, np.asarray(target_labels.grid.size) - 1)
-    hits = target_labels.data.numpy()[indices[:, 2], indices[:, 1], indices[:, 0]] == value
-    center = np.median(_structure_points(target_labels, value), axis=0)
-    return float(hits.mean()), float(np.linalg.norm(np.median(places, axis=0) - center))
+def _structure_result(places: np.ndarray, labels: Image, value: float) -> _StructureResult:
+    indices = np.rint(labels.grid.to_voxel(places)).astype(int)
+    indices = indices.clip(0, np.asarray(labels.grid.size) - 1)
+    hits = labels.data.numpy()[indices[:, 2], indices[:, 1], indices[:, 0]] == value
+    center = np.median(_structure_points(labels, value), axis=0)
+    return _StructureResult(float(hits.mean()), float(np.linalg.norm(np.median(places, axis=0) - center)))
 
 
 def _structure_points(labels: Image, value: float) -> np.ndarray:
@@ -194,30 +191,26 @@ def _structure_points(labels: Image, value: float) -> np.ndarray:
     return np.asarray(labels.grid.to_world(voxels))
 
 
-def _refined(similarity: Tensor, best: Tensor) -> Tensor:
-    """Add to each best voxel the vertex of the parabola through it and its neighbors along every axis."""
-    _, depth, height, width = similarity.shape
-    index = torch.stack([best // (height * width), best // width % height, best % width], dim=1)
-    sizes = torch.tensor([depth, height, width])
-    place = index.float()
-    middle = _values_at(similarity, index)
-    for axis in range(3):
-        step = torch.zeros(3, dtype=torch.long)
-        step[axis] = 1
-        before, after = (
-            _values_at(similarity, neighbor.clamp(min=0).minimum(sizes - 1))
-            for neighbor in (index - step, index + step)
-        )
-        curvature = before - 2 * middle + after
-        vertex = torch.where(curvature < -1e-6, (before - after) / (2 * curvature.clamp(max=-1e-6)), 0.0)
-        place[:, axis] += vertex.clamp(-0.5, 0.5)
-    return place.flip(1)
+def _self_summary(errors: dict[str, np.ndarray]) -> dict[str, Any]:
+    together = np.concatenate(list(errors.values())) if errors else np.zeros(0)
+    volumes = {name: _error_summary(values) for name, values in errors.items()}
+    return {**_error_summary(together), "volumes": volumes}
 
 
-def _values_at(similarity: Tensor, index: Tensor) -> Tensor:
-    """Row i of `similarity` (n, d, h, w) at voxel i of `index` (n, 3) in (z, y, x)."""
-    z, y, x = index.unbind(1)
-    return similarity[torch.arange(len(index)), z, y, x].float()
+def _subject_summary(found: dict[str, list[_StructureResult]]) -> dict[str, Any]:
+    structures = {
+        name: {
+            "same_structure": float(np.mean([result.share for result in results])),
+            "center_mm": float(np.mean([result.distance for result in results])),
+            "pairs": len(results),
+        }
+        for name, results in sorted(found.items())
+    }
+    return {
+        "same_structure": _mean(item["same_structure"] for item in structures.values()),
+        "center_mm": _mean(item["center_mm"] for item in structures.values()),
+        "structures": structures,
+    }
 
 
 def _error_summary(errors: np.ndarray) -> dict[str, float]:
