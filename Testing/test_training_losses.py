@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from SAMRegistrationLib.training.config import LossConfig, ViewConfig
-from SAMRegistrationLib.training.embedding_samples import EmbeddedView, Samples
+from SAMRegistrationLib.training.embedding_samples import EmbeddedView, Samples, draw_places
 from SAMRegistrationLib.training.losses import contrast_atlas, contrast_organs, contrast_views, fit_affine
 from SAMRegistrationLib.training.negative_bank import NegativeBank
 from SAMRegistrationLib.training.views import Source, View, cut_view, draw_placements, locate
@@ -43,7 +43,7 @@ def random_embedding(view: View, seed: int, config: LossConfig = CONFIG) -> Embe
     generator = torch.Generator().manual_seed(seed)
     fine = torch.randn((8, 16, 16, 16), generator=generator).requires_grad_()
     coarse = torch.randn((8, 4, 4, 4), generator=generator).requires_grad_()
-    return EmbeddedView(view, fine, coarse, config, generator)
+    return EmbeddedView(view, fine, coarse, config, *draw_places([view], config, generator))
 
 
 def position_embedding(view: View, seed: int, config: LossConfig = CONFIG) -> EmbeddedView:
@@ -55,7 +55,9 @@ def position_embedding(view: View, seed: int, config: LossConfig = CONFIG) -> Em
         return torch.cat([phase.sin(), phase.cos()])
 
     coarse = encode(torch.nn.functional.avg_pool3d(view.mesh[None], 4)[0])
-    return EmbeddedView(view, encode(view.mesh), coarse, config, torch.Generator().manual_seed(seed))
+    return EmbeddedView(
+        view, encode(view.mesh), coarse, config, *draw_places([view], config, torch.Generator().manual_seed(seed))
+    )
 
 
 def test_view_contrast_agrees_with_a_reference_in_float64():

@@ -18,7 +18,7 @@ from SAMRegistrationLib.training.batches import BatchSource
 from SAMRegistrationLib.training.cache import CachedVolume, build_cache
 from SAMRegistrationLib.training.config import LossConfig, TrainingConfig, ViewConfig
 from SAMRegistrationLib.training.correspondence_loss import contrast_correspondences
-from SAMRegistrationLib.training.embedding_samples import EmbeddedView
+from SAMRegistrationLib.training.embedding_samples import EmbeddedView, draw_places
 from SAMRegistrationLib.training.manifest import read_manifest
 from SAMRegistrationLib.training.pair_search import draw_pairs, find_pseudo_pairs, search_pair
 from SAMRegistrationLib.training.pseudo_pairs import (
@@ -219,7 +219,9 @@ def embedded(view: View, shift: float, seed: int, config: LossConfig = CONFIG) -
 
     fine = encode(view.mesh).requires_grad_()
     coarse = torch.nn.functional.avg_pool3d(encode(view.mesh)[None], 2)[0].requires_grad_()
-    return EmbeddedView(view, fine, coarse, config, torch.Generator().manual_seed(seed))
+    return EmbeddedView(
+        view, fine, coarse, config, *draw_places([view], config, torch.Generator().manual_seed(seed))
+    )
 
 
 def test_vectors_that_follow_the_correspondence_have_almost_no_loss_and_others_do():
@@ -244,7 +246,10 @@ def test_a_correspondence_wrong_by_less_than_its_sigma_costs_little():
 def test_equal_vectors_everywhere_cost_the_log_of_the_number_of_places_compared():
     config = replace(CONFIG, correspondence_radius=-1.0, coarse_radius=-1.0, mined_negatives=0)
     maps = torch.ones(4, 16, 16, 16), torch.ones(4, 8, 8, 8)
-    pair = [EmbeddedView(view, *maps, config, torch.Generator().manual_seed(2)) for view in views()]
+    pair = [
+        EmbeddedView(view, *maps, config, *draw_places([view], config, torch.Generator().manual_seed(2)))
+        for view in views()
+    ]
     losses = contrast_correspondences(pair[0], pair[1], shifted_pair(SOURCE, (0.0, 0.0, 0.0)), config)
     compared = 1 + config.hard_negatives + config.pool // (config.pool // config.random_negatives)
     for loss in losses:

@@ -9,25 +9,56 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .cache import FIRST_LABEL
+from .cache import FIRST_LABEL, OUTSIDE
 from .config import LossConfig
-from .views import View
+from .views import View, size_tensor
 
 CORNERS = tuple((x, y, z) for z in (0, 1) for y in (0, 1) for x in (0, 1))
+
+
+@dataclass(frozen=True)
+class DrawnPlaces:
+    """One random draw of a view's places, as flat indices into its fine voxels, on the view's device.
+
+    Args:
+        visible: all that count.
+        drawn: `LossConfig.pool` visible ones with replacement, then `LossConfig.organ_targets` of every structure.
+        structures: the codes of the structures seen, in that order.
+    """
+
+    visible: Tensor
+    drawn: Tensor
+    structures: list[int]
+
+
+def draw_places(views: list[View], config: LossConfig, generator: torch.Generator) -> list[DrawnPlaces]:
+    """A draw for each view, all of one shape.
+
+    The draws are made on the CPU, which waits once for a GPU to hand over what all views show, not once per
+    structure.
+    """
+    shown = torch.stack([view.codes * view.visible for view in views]).flatten(1).cpu()
+    return [_draw_from(codes, config, generator, views[0].codes.device) for codes in shown]
+
+
+def _draw_from(codes: Tensor, config: LossConfig, generator: torch.Generator, device: torch.device) -> DrawnPlaces:
+    visible = torch.nonzero(codes != OUTSIDE)[:, 0]
+    seen = torch.bincount(codes.int(), minlength=FIRST_LABEL)[FIRST_LABEL:].nonzero()[:, 0] + FIRST_LABEL
+    structures = seen.tolist()
+    draws = [_draw(visible, config.pool, generator)]
+    draws += [_draw(torch.nonzero(codes == code)[:, 0], config.organ_targets, generator) for code in structures]
+    return DrawnPlaces(visible.to(device), torch.cat(draws).to(device), structures)
 
 
 class EmbeddedView:
     """A view with its maps and one random draw of its places, which all losses share.
 
-    `fine` (C, d, h, w) and `coarse` (C, d', h', w'), which divides the view into whole
-    fine voxels, may be half precision. `pool` holds `pool_size` visible
-    places drawn with replacement (none if nothing is visible), `organs` for every structure seen
-    `organ_size` of its places. Gathering them at once keeps the gradient of the large fine map cheap.
+    `fine` (C, d, h, w) and `coarse` (C, d', h', w'), which divides the view into whole fine voxels, may be half
+    precision. `pool` holds the drawn visible places (none if nothing is visible), `organs` those of every
+    structure seen. Gathering them at once keeps the gradient of the large fine map cheap.
     """
 
-    def __init__(
-        self, view: View, fine: Tensor, coarse: Tensor, config: LossConfig, generator: torch.Generator
-    ) -> None:
+    def __init__(self, view: View, fine: Tensor, coarse: Tensor, config: LossConfig, places: DrawnPlaces) -> None:
         self.view = view
         self.shape = fine.shape[1:]
         self.coarse_shape = coarse.shape[1:]
@@ -35,17 +66,14 @@ class EmbeddedView:
         self.coarse_rows = functional.normalize(
             coarse.permute(1, 2, 3, 0).reshape(-1, coarse.shape[0]).float(), dim=1
         )
-        self.nodes = torch.nonzero(view.visible.reshape(-1))[:, 0]
-        codes = view.codes.reshape(-1)[self.nodes]
-        seen = [code for code in codes.unique().tolist() if code >= FIRST_LABEL]
-        draws = [_draw(self.nodes, config.pool, generator)]
-        draws += [_draw(self.nodes[codes == code], config.organ_targets, generator) for code in seen]
-        samples = self.at_nodes(torch.cat(draws))
-        self.pool = samples.take(slice(0, len(draws[0])))
-        starts = range(len(draws[0]), len(samples), config.organ_targets)
+        self.nodes = places.visible
+        samples = self.at_nodes(places.drawn)
+        first = len(samples) - len(places.structures) * config.organ_targets
+        self.pool = samples.take(slice(0, first))
+        starts = range(first, len(samples), config.organ_targets)
         self.organs = {
-            int(code): samples.take(slice(start, start + config.organ_targets))
-            for code, start in zip(seen, starts, strict=True)
+            code: samples.take(slice(start, start + config.organ_targets))
+            for code, start in zip(places.structures, starts, strict=True)
         }
 
     def at_nodes(self, nodes: Tensor) -> Samples:
@@ -61,8 +89,7 @@ class EmbeddedView:
 
     def coarse_at(self, voxels: Tensor) -> Tensor:
         """Unit coarse vectors (n, C) at fine voxel coordinates (n, 3), as matching upsamples them."""
-        sizes = zip(self.shape[::-1], self.coarse_shape[::-1], strict=True)
-        ratio = voxels.new_tensor([fine / coarse for fine, coarse in sizes])
+        ratio = size_tensor(self.shape, voxels.device) / size_tensor(self.coarse_shape, voxels.device)
         return functional.normalize(
             _trilinear(self.coarse_rows, self.coarse_shape, (voxels + 0.5) / ratio - 0.5), dim=1
         )
@@ -77,7 +104,7 @@ class EmbeddedView:
 
     def is_visible(self, voxels: Tensor) -> Tensor:
         """Whether the fine voxel nearest to each coordinate (n, 3) counts; False outside the view."""
-        size = torch.tensor(self.shape[::-1], device=voxels.device)
+        size = size_tensor(self.shape, voxels.device).long()
         nearest = voxels.round().long()
         inside = ((nearest >= 0) & (nearest < size)).all(dim=1)
         x, y, z = nearest.clamp(min=0).minimum(size - 1).unbind(1)
@@ -120,11 +147,11 @@ def unravel(nodes: Tensor, shape: torch.Size) -> Tensor:
 def _trilinear(rows: Tensor, shape: torch.Size, voxels: Tensor, *, scaled: bool = False) -> Tensor:
     """Trilinear mixture of `rows` (d*h*w, C) at coordinates (n, 3); edges repeat. A gather is far cheaper to
     differentiate than sampling the whole map."""
-    size = torch.tensor(shape[::-1], device=voxels.device)
+    size = size_tensor(shape, voxels.device).long()
     clamped = voxels.clamp(min=0).minimum((size - 1).to(voxels.dtype))
     lower = clamped.floor().long().minimum((size - 2).clamp(min=0))
     fraction = clamped - lower
-    shifts = torch.tensor(CORNERS, device=voxels.device)[:, None]
+    shifts = _corners(voxels.device)
     x, y, z = (lower + shifts).minimum(size - 1).unbind(2)
     weights = torch.where(shifts.bool(), fraction, 1 - fraction).prod(dim=2)
     corners = rows.index_select(0, ((z * size[1] + y) * size[0] + x).reshape(-1)).float()
@@ -132,7 +159,13 @@ def _trilinear(rows: Tensor, shape: torch.Size, voxels: Tensor, *, scaled: bool 
     return (corners.reshape(len(CORNERS), len(voxels), rows.shape[1]) * weights[:, :, None]).sum(dim=0)
 
 
+@functools.lru_cache(maxsize=8)
+def _corners(device: torch.device) -> Tensor:
+    """The corners of a voxel cell, (8, 1, 3)."""
+    return torch.tensor(CORNERS, device=device)[:, None]
+
+
 def _draw(nodes: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` of `nodes`, with replacement; none if there are none."""
     picks = (torch.rand(count, generator=generator) * len(nodes)).long()
-    return nodes[picks.to(nodes.device)] if len(nodes) else nodes
+    return nodes[picks] if len(nodes) else nodes

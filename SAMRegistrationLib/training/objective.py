@@ -9,14 +9,14 @@ from .batches import Batch
 from .cache import CachedVolume
 from .config import LossConfig
 from .correspondence_loss import contrast_correspondences
-from .embedding_samples import EmbeddedView
+from .embedding_samples import EmbeddedView, draw_places
 from .losses import contrast_atlas, contrast_organs, contrast_views, fit_affine
 from .negative_bank import NegativeBank
 from .pseudo_pairs import PseudoPair
 
 FEWEST_LANDMARK_STRUCTURES = 3
-CROSSED_VIEWS = ((0, 2), (2, 0), (1, 3), (3, 1))
-"""Query and target view among the four views of a pair of subjects."""
+CROSSED_VIEWS = ((0, 2), (3, 1))
+"""Query and target view among the four views of a pair of subjects: every view once."""
 
 FACING_VIEWS = ((0, 2), (1, 3))
 """Views of the first and of the second subject that pseudo-pairs connect, in both directions at once."""
@@ -26,22 +26,24 @@ def embed(
     network: nn.Module, batch: Batch, config: LossConfig, generator: torch.Generator, *, mixed_precision: bool
 ) -> list[EmbeddedView]:
     """Both views of every volume, in the order of `batch.images`, with the places that the losses compare."""
+    views = [view for pair in batch.views for view in pair]
+    # Drawn first, so that the network need not have ended when the draw waits for the device.
+    places = draw_places(views, config, generator)
     images = batch.images.contiguous(memory_format=torch.channels_last_3d)
     # Networks that can leave their vectors unscaled save the scaling of millions of vectors no loss looks at.
     embed_images = getattr(network, "unscaled", network)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed_precision):
         fine, coarse = embed_images(images)
-    views = [view for pair in batch.views for view in pair]
     return [
-        EmbeddedView(view, fine_map, coarse_map, config, generator)
-        for view, fine_map, coarse_map in zip(views, fine.unbind(), coarse.unbind(), strict=True)
+        EmbeddedView(view, fine_map, coarse_map, config, drawn)
+        for view, fine_map, coarse_map, drawn in zip(views, fine.unbind(), coarse.unbind(), places, strict=True)
     ]
 
 
 def total_loss(
     embedded: list[EmbeddedView], batch: Batch, config: LossConfig, bank: NegativeBank
-) -> tuple[Tensor, dict[str, float]]:
-    """The weighted sum, and the mean of every part (absent where a batch offers none).
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum, and the mean of every part without gradient (absent where a batch offers none).
 
     The sum is differentiable even if no part applies. The batch's coarse vectors enter `bank`.
     """
@@ -73,7 +75,7 @@ def total_loss(
     total = embedded[0].fine_rows[:1].float().sum() * 0.0
     for name, value in means.items():
         total = total + weights[name] * value
-    return total, {name: float(value.detach()) for name, value in means.items()}
+    return total, {name: value.detach() for name, value in means.items()}
 
 
 def _contrast_subjects(
@@ -105,8 +107,8 @@ def _atlas_loss(
     if len(shared) < FEWEST_LANDMARK_STRUCTURES:
         return None
     device = query.fine_rows.device
-    source, destination = (_landmarks(volume, shared).to(device) for volume in (fixed, moving))
-    return contrast_atlas(query, target, fit_affine(source, destination), source, config)
+    source, destination = (_landmarks(volume, shared) for volume in (fixed, moving))
+    return contrast_atlas(query, target, fit_affine(source, destination).to(device), source.to(device), config)
 
 
 def _append(values: list[Tensor], value: Tensor | None) -> None:

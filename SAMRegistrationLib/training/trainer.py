@@ -163,7 +163,9 @@ class Trainer:
         embedded = embed(self.network, batch, config.loss, generator, mixed_precision=config.mixed_precision)
         loss, parts = total_loss(embedded, batch, config.loss, self.bank)
         (loss / config.accumulation).backward()
-        return {"total": float(loss.detach()), **parts}
+        parts = {"total": loss.detach(), **parts}
+        # Read after all has been launched, and all at once: reading waits for a GPU.
+        return dict(zip(parts, torch.stack(list(parts.values())).tolist(), strict=True))
 
     def _stop_if(self, broken: bool, names: list[str]) -> None:
         if not broken:

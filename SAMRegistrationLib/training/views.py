@@ -115,9 +115,10 @@ def locate(view: View, points: Tensor) -> tuple[Tensor, Tensor]:
         Fine voxel coordinates (n, 3) as (x, y, z), and a mask (n,) of the points that lie inside the view and
         whose position could be inverted to within half a mm.
     """
-    size = points.new_tensor(view.mesh.shape[:0:-1])
+    size = size_tensor(view.mesh.shape[1:], points.device)
     center = (size - 1) / 2
-    inverse = torch.linalg.inv(view.matrix).T
+    # Unlike `inv`, this does not wait to see whether the matrix is singular, which a rotation is not.
+    inverse = torch.linalg.inv_ex(view.matrix).inverse.T
     voxels = center.expand_as(points)
     for _ in range(INVERSION_STEPS):
         voxels = torch.addmm(voxels, points - sample_map(view.mesh, voxels), inverse)
@@ -128,12 +129,21 @@ def locate(view: View, points: Tensor) -> tuple[Tensor, Tensor]:
 
 def sample_map(values: Tensor, voxels: Tensor) -> Tensor:
     """Trilinear values (n, c) of a map (c, d, h, w) at voxel coordinates (n, 3) in (x, y, z); edges repeat."""
-    scale = 2 / voxels.new_tensor(values.shape[:0:-1])
+    scale = 2 / size_tensor(values.shape[1:], voxels.device)
     cube = torch.addcmul(scale / 2 - 1, voxels, scale)[None, None, None]
     sampled = functional.grid_sample(
         values[None], cube.to(values.dtype), mode="bilinear", padding_mode="border", align_corners=False
     )
     return sampled[0, :, 0, 0].T
+
+
+@functools.lru_cache(maxsize=64)
+def size_tensor(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """The size (x, y, z) of an array of `shape` (z, y, x) as float32; not to be changed.
+
+    Kept, since a GPU is slow at receiving many small tensors.
+    """
+    return torch.tensor(shape[::-1], dtype=torch.float32, device=device)
 
 
 def _draw_anchor(source: Source, config: ViewConfig, generator: torch.Generator) -> Tensor:
