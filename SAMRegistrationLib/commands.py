@@ -107,7 +107,7 @@ def match_command(options: argparse.Namespace) -> int:
     from .device import resolve_device
     from .features.registry import get_extractor
     from .image_io import read_image
-    from .matching import match_structurally, require_matchable
+    from .matching import FeatureIndex, match_structurally, require_matchable
     from .points import PointSet, read_points, write_points
     from .tables import text_table
 
@@ -118,7 +118,8 @@ def match_command(options: argparse.Namespace) -> int:
         fixed, moving = (read_image(path).to(device) for path in (options.fixed, options.moving))
         require_matchable(points.points, fixed.grid, extractor)
         with torch.inference_mode():
-            found = match_structurally(points.points, extractor.extract(fixed), extractor.extract(moving))
+            source, target = (FeatureIndex.of_body(extractor.extract(image), image) for image in (fixed, moving))
+            found = match_structurally(points.points, source, target)
         write_points(PointSet(found.matched, points.labels), options.output)
     rows = [
         (label, *(f"{value:.1f}" for value in position), *(f"{value:.2f}" for value in rated), f"{error:.1f}")

@@ -8,7 +8,7 @@ a bent structure like the mandible is not its mean).
 
 Both are measured for two ways of matching. *Nearest*: the voxel of the other volume's whole joined map that is
 most similar, made finer by a parabola through its neighbors; it says what the vectors alone can do. *Structural*:
-with what lies around the point (`matching.match_structurally`), as users get their points matched.
+with what lies around the point inside the body (`matching.match_structurally`), as users get theirs matched.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def _matched(points: np.ndarray, fixed: FeatureIndex, moving: FeatureIndex) -> d
 def _self_errors(extractor: FeatureExtractor, volume: Volume, seed: int) -> dict[str, np.ndarray]:
     first, second = changed_views(read_image(volume.path, "CT"), seed)
     points, truth = _corresponding(first.positions, second.positions, first.body, seed)
-    indices = (FeatureIndex(extractor.extract(view.image)) for view in (first, second))
+    indices = (FeatureIndex.of_body(extractor.extract(view.image), view.image) for view in (first, second))
     found = _matched(first.image.grid.to_world(points), *indices)
     # Errors are measured in the undistorted volume, where a mm is a mm.
     return {
@@ -157,7 +157,7 @@ class _StructureResult:
 def _embed(extractor: FeatureExtractor, volume: Volume) -> _Subject:
     image = read_image(volume.path, "CT")
     labels = {label.scheme: read_labels(label.path, image) for label in volume.labels}
-    return _Subject(FeatureIndex(extractor.extract(image)), labels)
+    return _Subject(FeatureIndex.of_body(extractor.extract(image), image), labels)
 
 
 def _pair_results(fixed: _Subject, moving: _Subject) -> dict[str, dict[str, _StructureResult]]:

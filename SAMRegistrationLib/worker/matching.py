@@ -108,7 +108,8 @@ def _indexed(
     moving_features = extractor.extract(problem.moving)
     task.progress("index", 0.8)
     with torch.no_grad():
-        return volumes[0].grid, FeatureIndex(_halved(features)), FeatureIndex(_halved(moving_features))
+        source = FeatureIndex.of_body(_halved(features), volumes[0])
+        return volumes[0].grid, source, FeatureIndex.of_body(_halved(moving_features), volumes[1])
 
 
 def _halved(features: Features) -> Features:
