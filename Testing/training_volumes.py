@@ -50,6 +50,7 @@ def tiny_configuration(**changes: Any) -> dict[str, Any]:
     return {
         "network": {"widths": [16, 32, 48, 56], "embedding_channels": 16},
         "iterations": 4,
+        "pairs": 1,
         "warmup": 1,
         "views": {"shape": [32, 32, 32], "offset": 4.0, "far_probability": 0.0, "elastic_grid": [3, 3, 3]},
         "loss": {

@@ -69,12 +69,8 @@ def _sam_lite_configuration(weights: Mapping[str, Tensor]) -> dict[str, Any]:
     head = weights.get("fine_head.weight")
     if head is None or any(weight is None for weight in found):
         return {}
-    return {
-        "widths": [weight.shape[0] for weight in found if weight is not None],
-        "embedding_channels": head.shape[0],
-        "fine_convolutions": sum(key.startswith("stage_half.body.") and key.endswith(".gain") for key in weights),
-        "fine_refinement": "top_down_half.refine.gain" in weights,
-    }
+    widths = [weight.shape[0] for weight in found if weight is not None]
+    return {"widths": widths, "embedding_channels": head.shape[0]}
 
 
 def _sam_resnet18_configuration(weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -61,28 +61,19 @@ class SamLite(nn.Module):
     Args:
         widths: channels at strides 2, 4, 8 and 16, multiples of 16.
         embedding_channels: length of the fine and of the coarse vectors.
-        fine_convolutions: convolutions of the residual block at stride 2.
-        fine_refinement: whether the finest merge of the top-down path ends with a convolution, without which the
-            context is constant over blocks of two fine voxels.
     """
 
-    def __init__(
-        self,
-        widths: Sequence[int] = (48, 64, 96, 112),
-        embedding_channels: int = 64,
-        fine_convolutions: int = 2,
-        fine_refinement: bool = True,
-    ) -> None:
+    def __init__(self, widths: Sequence[int] = (48, 64, 96, 112), embedding_channels: int = 64) -> None:
         super().__init__()
         half, quarter, eighth, sixteenth = widths
         self.stem = ConvolutionUnit(8, half)
-        self.stage_half = ResidualBlock(half, convolutions=fine_convolutions)
+        self.stage_half = ResidualBlock(half)
         self.stage_quarter = _stage(half, quarter, dilations=(1, 1))
         self.stage_eighth = _stage(quarter, eighth, dilations=(1, 1))
         self.stage_sixteenth = _stage(eighth, sixteenth, dilations=(1, 2))
         self.top_down_eighth = TopDownMerge(sixteenth, eighth, eighth)
         self.top_down_quarter = TopDownMerge(eighth, quarter, quarter)
-        self.top_down_half = TopDownMerge(quarter, half, half, refine=fine_refinement)
+        self.top_down_half = TopDownMerge(quarter, half, half)
         self.coarse_head = nn.Conv3d(eighth, embedding_channels, 3, padding=1)
         self.fine_head = nn.Conv3d(half, embedding_channels, 3, padding=1)
 
@@ -177,15 +168,14 @@ class ConvolutionUnit(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """One or two 3x3x3 convolutions with a shortcut; the last one is followed by ReLU after the sum."""
+    """Two 3x3x3 convolutions with a shortcut; the second one is followed by ReLU after the sum."""
 
-    def __init__(self, channels: int, *, convolutions: int = 2, dilation: int = 1) -> None:
+    def __init__(self, channels: int, *, dilation: int = 1) -> None:
         super().__init__()
-        units = [
-            ConvolutionUnit(channels, channels, dilation=dilation, relu=index < convolutions - 1, gain=0.5)
-            for index in range(convolutions)
-        ]
-        self.body = nn.Sequential(*units)
+        self.body = nn.Sequential(
+            ConvolutionUnit(channels, channels, dilation=dilation, gain=0.5),
+            ConvolutionUnit(channels, channels, dilation=dilation, relu=False, gain=0.5),
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         return functional.relu(self.body(features) + features, inplace=True)
@@ -194,11 +184,11 @@ class ResidualBlock(nn.Module):
 class TopDownMerge(nn.Module):
     """Bring context from the next coarser stage: project, enlarge, add to the finer stage, convolve."""
 
-    def __init__(self, coarse: int, fine: int, outputs: int, *, refine: bool = True) -> None:
+    def __init__(self, coarse: int, fine: int, outputs: int) -> None:
         super().__init__()
         self.context = nn.Conv3d(coarse, outputs, 1)
         self.lateral = nn.Conv3d(fine, outputs, 1)
-        self.refine: nn.Module = ConvolutionUnit(outputs, outputs) if refine else nn.ReLU(inplace=True)
+        self.refine = ConvolutionUnit(outputs, outputs)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         context = functional.interpolate(self.context(coarse), scale_factor=2.0, mode="nearest")

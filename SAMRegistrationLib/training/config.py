@@ -24,13 +24,13 @@ class ViewConfig:
         label_probability: how often a view is centered near a labelled voxel instead of any body voxel.
     """
 
-    shape: tuple[int, int, int] = (80, 80, 96)
+    shape: tuple[int, int, int] = (112, 112, 128)
     spacing: tuple[float, float] = (1.8, 3.0)
     scale: float = 1.25
     tilt: float = 8.0
     turn: float = 10.0
     largest_angle: float = 25.0
-    quarter_turn_probability: float = 0.12
+    quarter_turn_probability: float = 0.2
     quarter_turn: float = 100.0
     elastic: float = 7.0
     elastic_grid: tuple[int, int, int] = (5, 5, 6)
@@ -70,7 +70,7 @@ class LossConfig:
         mined_negatives: per point, the most similar wrong places of the other view's whole extent, for the pool.
         hard_negatives, random_negatives, other_negatives: per point, the most similar places of both views, any
             places of both views, and (coarse only) places of other body regions.
-        temperature: 0.1, not the published 0.5, for the vectors are few and short.
+        temperature: 0.07, not the published 0.5, for the vectors are few and short.
         fine_radius, coarse_radius: negatives lie farther than this from the point.
         organ_queries, organ_targets: places per structure that look for it, and that are to be found.
         organ_negatives: the most similar wrong places in the other subject's whole view, per looking place.
@@ -82,17 +82,17 @@ class LossConfig:
             `coarse_radius`).
     """
 
-    queries: int = 128
-    pool: int = 3072
+    queries: int = 384
+    pool: int = 6144
     hard_negatives: int = 200
     random_negatives: int = 1500
     mined_negatives: int = 32
     other_negatives: int = 1500
-    temperature: float = 0.1
-    fine_radius: float = 5.0
+    temperature: float = 0.07
+    fine_radius: float = 4.0
     coarse_radius: float = 18.0
-    organ_queries: int = 20
-    organ_targets: int = 128
+    organ_queries: int = 40
+    organ_targets: int = 256
     organ_negatives: int = 64
     organ_weight: float = 2.0
     atlas_sigma: float = 12.0
@@ -122,14 +122,14 @@ class TrainingConfig:
 
     architecture: str = "sam-lite"
     network: dict[str, Any] = field(default_factory=dict)
-    pairs: int = 1
+    pairs: int = 2
     iterations: int = 3000
     accumulation: int = 1
     learning_rate: float = 2e-3
     weight_decay: float = 1e-3
-    warmup: int = 50
+    warmup: int = 100
     decay: float = 0.3
-    average_decay: float = 0.99
+    average_decay: float = 0.998
     gradient_clip: float = 1.0
     seed: int = 1
     mixed_precision: bool = True
