@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -33,6 +32,7 @@ class Alignment:
             the square root of the common part of the smaller body.
         method: "features" or "intensities".
         warnings: sentences about what makes the alignment doubtful.
+        reliable: whether enough matched points agreed on one map.
     """
 
     transform: AffineTransform
@@ -41,6 +41,7 @@ class Alignment:
     score: float
     method: str
     warnings: list[str]
+    reliable: bool = False
 
 
 def align(
@@ -81,10 +82,7 @@ def align(
     aligner = IntensityAligner(*prepared, seed)
     by_features = None
     if fixed_features is not None and moving_features is not None and fixed_features.coarse is not None:
-        bodies = [image.regions.image.with_data(image.regions.body.float()) for image in prepared]
-        by_features = _attempted(
-            lambda: align_features(fixed_features, moving_features, bodies[0], bodies[1], wanted, seed)
-        )
+        by_features = _match(prepared, fixed_features, moving_features, wanted, seed)
     reliable = by_features is not None and by_features.reliable
     if by_features is not None and reliable and _well_overlapping(by_features, aligner):
         return _from_features(by_features, aligner)
@@ -100,7 +98,22 @@ def align(
         judged = aligner.judged(by_features.fit.transform)
         if judged.score > found.score:
             return _from_features(by_features, aligner)
-    return _from_intensities(found, wanted, aligner)
+    return replace(_from_intensities(found, wanted, aligner), reliable=reliable)
+
+
+def agreement(
+    fixed: Image,
+    moving: Image,
+    fixed_features: Features,
+    moving_features: Features,
+    fixed_mask: Tensor | None = None,
+    moving_mask: Tensor | None = None,
+    seed: int = 0,
+) -> float:
+    """The share of stable matches that agree on one similarity; 0 where they are too few to rely on."""
+    prepared = PreparedImage.of(fixed, fixed_mask), PreparedImage.of(moving, moving_mask)
+    found = _match(prepared, fixed_features, moving_features, Model.SIMILARITY, seed)
+    return found.inlier_share if found is not None and found.reliable else 0.0
 
 
 def judge(
@@ -120,9 +133,13 @@ def _well_overlapping(found: FeatureAlignment, aligner: IntensityAligner) -> boo
     return aligner.judged(found.fit.transform).overlap >= WELL_OVERLAPPING
 
 
-def _attempted(attempt: Callable[[], FeatureAlignment]) -> FeatureAlignment | None:
+def _match(
+    prepared: tuple[PreparedImage, PreparedImage], fixed: Features, moving: Features, model: Model, seed: int
+) -> FeatureAlignment | None:
+    """The fit to matches between the bodies; None where too few agree on any."""
+    bodies = [image.regions.image.with_data(image.regions.body.float()) for image in prepared]
     try:
-        return attempt()
+        return align_features(fixed, moving, bodies[0], bodies[1], model, seed)
     except InputError:
         return None
 
@@ -131,7 +148,8 @@ def _from_features(found: FeatureAlignment, aligner: IntensityAligner) -> Alignm
     fit = found.fit
     judged = aligner.judged(fit.transform)
     warnings = doubts(judged, aligner, found)
-    return Alignment(fit.transform, fit.model.value, int(fit.inliers.sum()), judged.score, "features", warnings)
+    inliers = int(fit.inliers.sum())
+    return Alignment(fit.transform, fit.model.value, inliers, judged.score, "features", warnings, found.reliable)
 
 
 def _from_intensities(found: IntensityAlignment, model: Model, aligner: IntensityAligner) -> Alignment:

@@ -26,7 +26,8 @@ TOLERANCE_MM = 20.0
 CORE_RADIUS_MM = 80.0
 
 _LEVEL_MM = 30.0
-_RELIABLE_SHARE = 0.35
+_RELIABLE_SHARE = 0.55
+"""Of people as they lie in scanners 0.7 to 1 of the matches agree, of a patient turned by a quarter 0.3 to 0.4."""
 _LOWEST_SCORE_SHARE = 0.2
 
 

@@ -1,22 +1,27 @@
 """SAM-affine: a linear alignment by matched embeddings, repeated on the aligned volume where that may help.
 
-Tian et al., SAME (MICCAI 2021), section 2.2. Embeddings bear moderate turns only. Of a patient turned further they
-find no partners, and intensities decide; then the embeddings of the moving volume, turned back, decide again.
+Tian et al., SAME (MICCAI 2021), section 2.2. Embeddings bear moderate turns only. Where too few matches agree, the
+moving volume is tried turned by quarters in the axial plane. What intensities or turned embeddings find is then
+matched once more with the embeddings of the moving volume as it was aligned.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ..alignment import Alignment, align, judge
+from ..alignment import Alignment, agreement, align, judge
 from ..features.base import FeatureExtractor, Features
 from ..grid import Grid
 from ..image import Image
 from ..sampling import sample, voxel_mesh
 from ..transforms import AffineTransform
+
+QUARTER_TURNS = (90, 180, 270)
+"""Degrees about the long axis that are tried where a patient as stored is not recognized."""
 
 LARGE_TURN_DEGREES = 15.0
 """From here on the features of the aligned volume are worth extracting."""
@@ -51,19 +56,65 @@ def sam_affine(
         InputError: if no plausible alignment is found.
     """
     features = fixed_features or extractor.extract(fixed)
-    moving_features = extractor.extract(moving)
-    first = align(fixed, moving, features, moving_features, model, initial, fixed_mask, moving_mask, seed)
+    options: dict[str, Any] = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "seed": seed}
+    found = _align_as_stored(fixed, moving, extractor, features, model, initial, options)
+    if features.coarse is None or found.reliable or initial is not None:
+        return found
+    turn = _recognized_turn(fixed, moving, extractor, features, options)
+    if turn is None:
+        return found
+    turned = replace(moving, grid=turned_grid(moving.grid, turn))
+    upright = _align_as_stored(fixed, turned, extractor, features, model, None, options)
+    return replace(upright, transform=turn.inverse().compose(upright.transform))
+
+
+def _align_as_stored(
+    fixed: Image,
+    moving: Image,
+    extractor: FeatureExtractor,
+    features: Features,
+    model: str,
+    initial: AffineTransform | None,
+    options: dict[str, Any],
+) -> Alignment:
+    """Align, and once more with the features of the aligned volume if that was turned far."""
+    first = align(fixed, moving, features, extractor.extract(moving), model, initial, **options)
     if features.coarse is None or _turn_as_stored(first.transform, fixed, moving) <= LARGE_TURN_DEGREES:
         return first
     aligned = aligned_volume(moving, first.transform, fixed.grid)
     again = extractor.extract(aligned)
-    second = align(fixed, aligned, features, again, model, AffineTransform(), fixed_mask, seed=seed)
+    options_again = {**options, "moving_mask": None}
+    second = align(fixed, aligned, features, again, model, AffineTransform(), **options_again)
     transform = first.transform.compose(second.transform)
-    score = judge(fixed, moving, transform, fixed_mask, moving_mask, seed)
+    score = judge(fixed, moving, transform, **options)
     # Turned embeddings do not match; where upright ones do, they are trusted more than intensities, as in `align`.
     if (second.method == "features" and not second.warnings) or score > first.score:
         return replace(second, transform=transform, score=score)
     return first
+
+
+def _recognized_turn(
+    fixed: Image, moving: Image, extractor: FeatureExtractor, features: Features, options: dict[str, Any]
+) -> AffineTransform | None:
+    """The quarter turn after which most matches agree; None if too few do after any."""
+    turns = [quarter_turn(moving.grid, degrees) for degrees in QUARTER_TURNS]
+    shares = []
+    for turn in turns:
+        turned = replace(moving, grid=turned_grid(moving.grid, turn))
+        shares.append(agreement(fixed, turned, features, extractor.extract(turned), **options))
+    best = int(np.argmax(shares))
+    return turns[best] if shares[best] > 0 else None
+
+
+def quarter_turn(grid: Grid, degrees: int) -> AffineTransform:
+    """The rotation by a multiple of 90 degrees about the long (S) axis through a grid's center."""
+    cosine, sine = ((1, 0), (0, 1), (-1, 0), (0, -1))[degrees // 90 % 4]
+    return AffineTransform.about_center([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1]], grid.center)
+
+
+def turned_grid(grid: Grid, turn: AffineTransform) -> Grid:
+    """The same voxels after a rigid motion."""
+    return Grid.from_voxel_to_world(grid.size, turn.matrix @ grid.voxel_to_world)
 
 
 def aligned_volume(moving: Image, transform: AffineTransform, grid: Grid) -> Image:
