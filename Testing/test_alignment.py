@@ -21,7 +21,13 @@ from SAMRegistrationLib.errors import InputError
 from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
-from SAMRegistrationLib.methods.sam_affine import aligned_volume, sam_affine, turn_degrees
+from SAMRegistrationLib.methods.sam_affine import (
+    aligned_volume,
+    quarter_turn,
+    sam_affine,
+    turn_degrees,
+    turned_grid,
+)
 from SAMRegistrationLib.methods.sam_coarse import SparseDisplacement, interpolated_field, optimized_field
 from SAMRegistrationLib.transforms import AffineTransform
 
@@ -273,6 +279,61 @@ def test_a_patient_turned_too_far_for_embeddings_is_turned_back_and_matched_agai
     assert found.method == "features"
     shifted = truth.compose(AffineTransform.translation((-6, 0, 0)))
     assert _body_error(found.transform, shifted) < 3.0
+
+
+def test_quarter_turns_are_exact_and_four_of_them_change_nothing() -> None:
+    grid = _grid((10, -20, 30), (40, 46, 54))
+    turn = quarter_turn(grid, 90)
+    np.testing.assert_allclose(turn.transform_points(grid.center), grid.center)
+    right, behind = grid.center + np.eye(3)[:2]
+    np.testing.assert_allclose(turn.transform_points(right), behind)
+    for degrees in (180, 270, 360):
+        turn_again = quarter_turn(grid, degrees)
+        np.testing.assert_allclose(
+            turn_again.matrix, np.linalg.matrix_power(turn.matrix, degrees // 90), atol=1e-9
+        )
+    turned = turned_grid(grid, turn)
+    np.testing.assert_allclose(turned.to_world([3, 4, 5]), turn.transform_points(grid.to_world([3, 4, 5])))
+
+
+class EmbeddingsOfTheUpright:
+    """Embeddings of two volumes that say nothing of a body lying more than 45 degrees from how it should."""
+
+    name = "upright"
+    spacing = 5.0
+
+    def __init__(self, fixed: Image, moving: Grid, moving_to_body: AffineTransform) -> None:
+        self.fixed = fixed
+        self.moving = moving
+        self.moving_to_body = moving_to_body
+
+    def extract(self, image: Image) -> Features:
+        if image is self.fixed:
+            return _embeddings(image.grid, AffineTransform())
+        as_stored = AffineTransform(self.moving.voxel_to_world @ image.grid.world_to_voxel)
+        to_body = self.moving_to_body.compose(as_stored)
+        if image.grid.size == self.moving.size and turn_degrees(to_body) < 45:
+            return _embeddings(image.grid, to_body)
+        noise = torch.randn(1, 32, *image.grid.shape, generator=torch.Generator().manual_seed(3))
+        unit = FeatureMap(functional.normalize(noise, dim=1), image.grid)
+        return Features(unit, unit)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_a_patient_whom_nothing_recognizes_is_tried_turned_by_quarters(degrees: float) -> None:
+    truth = AffineTransform.about_center(_rotation((0, 0, degrees + 8)), (0, 0, 0), (300, 40, -200))
+    grids = _grid(), _grid((300, 40, -200), (40, 46, 54))
+    z, y, x = np.meshgrid(*[np.arange(n) for n in grids[0].shape], indexing="ij")
+    offsets = grids[0].to_world(np.stack([x, y, z], -1)) - grids[0].center
+    # A ball looks the same from all sides.
+    ball = torch.from_numpy(np.where(np.linalg.norm(offsets, axis=-1) < 70, 40.0, -1000.0)).float()
+    fixed = Image(ball, grids[0], modality="CT")
+    moving = aligned_volume(fixed, truth.inverse(), grids[1])
+    extractor = EmbeddingsOfTheUpright(fixed, grids[1], truth.inverse())
+    found = sam_affine(fixed, moving, extractor, model="rigid")  # type: ignore[arg-type]
+    assert found.reliable
+    assert _body_error(found.transform, truth) < 3.0
 
 
 def test_the_optimized_coarse_field_passes_through_a_smooth_displacement() -> None:
