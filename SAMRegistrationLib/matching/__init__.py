@@ -7,6 +7,7 @@ every point for itself; `match_structurally` also asks what lies around it, whic
 
 from .index import FeatureIndex, query_vectors
 from .nearest import Matches, match_points, require_matchable, stable_matches
+from .peak import peak_offset
 from .structural import StructuralMatches, match_structurally
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "StructuralMatches",
     "match_points",
     "match_structurally",
+    "peak_offset",
     "query_vectors",
     "require_matchable",
     "stable_matches",

@@ -18,6 +18,7 @@ from ..grid import FloatArray
 from ..image import Image
 from ..sampling import Interpolation, Outside, sample_points
 from .hierarchy import CellHierarchy
+from .peak import peak_offset
 
 _CELL = 2
 """Side of the blocks of voxels whose mean vector is searched first."""
@@ -137,10 +138,8 @@ class FeatureIndex:
                 neighbor[:, axis] = (neighbor[:, axis] + step).clamp(0, int(size[axis]) - 1)
                 x, y, z = neighbor.unbind(1)
                 sides.append((queries * flat[:, (z * size[1] + y) * size[0] + x].T).sum(dim=1).float())
-            curvature = sides[0] + sides[1] - 2 * score
-            peak = (sides[0] - sides[1]) / (2 * curvature.clamp(max=-1e-6))
-            interior = (voxel[:, axis] > 0) & (voxel[:, axis] < size[axis] - 1) & (curvature < -1e-6)
-            offset[:, axis] = torch.where(interior, peak.clamp(-0.5, 0.5), 0.0)
+            interior = (voxel[:, axis] > 0) & (voxel[:, axis] < size[axis] - 1)
+            offset[:, axis] = torch.where(interior, peak_offset(sides[0], score, sides[1]), 0.0)
         return offset
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from ..grid import Grid
 from .index import FeatureIndex
+from .peak import peak_offset
 
 RADIUS_MM = 12.0
 """How far from where it is expected a partner is looked for."""
@@ -140,10 +141,8 @@ def _peak(similarity: Tensor, allowed: Tensor, best: Tensor, radius: int) -> Ten
     offset = []
     for step in (1, padded, padded**2):
         before, after = volume.gather(1, place - step), volume.gather(1, place + step)
-        curvature = before + after - 2 * middle
-        usable = known.gather(1, place - step) & known.gather(1, place + step) & (curvature < -1e-6)
-        peak = (before - after) / (2 * curvature.clamp(max=-1e-6))
-        offset.append(torch.where(usable, peak.clamp(-0.5, 0.5), 0.0))
+        usable = known.gather(1, place - step) & known.gather(1, place + step)
+        offset.append(torch.where(usable, peak_offset(before, middle, after), 0.0))
     return torch.cat(offset, dim=1)
 
 

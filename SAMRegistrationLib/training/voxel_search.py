@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..features.base import FeatureMap
+from ..matching import peak_offset
 
 QUERIES_AT_ONCE = 64
 
@@ -35,9 +36,7 @@ def _refined(similarity: Tensor, best: Tensor) -> Tensor:
             _values_at(similarity, neighbor.clamp(min=0).minimum(sizes - 1))
             for neighbor in (index - step, index + step)
         )
-        curvature = before - 2 * middle + after
-        vertex = torch.where(curvature < -1e-6, (before - after) / (2 * curvature.clamp(max=-1e-6)), 0.0)
-        place[:, axis] += vertex.clamp(-0.5, 0.5)
+        place[:, axis] += peak_offset(before, middle, after)
     return place.flip(1)
 
 
