@@ -57,14 +57,15 @@ def sam_affine(
     """
     features = fixed_features or extractor.extract(fixed)
     options: dict[str, Any] = {"fixed_mask": fixed_mask, "moving_mask": moving_mask, "seed": seed}
-    found = _align_as_stored(fixed, moving, extractor, features, model, initial, options)
+    stored = extractor.extract(moving)
+    found = _align_as_stored(fixed, moving, extractor, features, stored, model, initial, options)
     if features.coarse is None or found.reliable or initial is not None:
         return found
-    turn = _recognized_turn(fixed, moving, extractor, features, options)
-    if turn is None:
+    recognized = _recognized_turn(fixed, moving, extractor, features, options)
+    if recognized is None:
         return found
-    turned = replace(moving, grid=turned_grid(moving.grid, turn))
-    upright = _align_as_stored(fixed, turned, extractor, features, model, None, options)
+    turn, turned, turned_features = recognized
+    upright = _align_as_stored(fixed, turned, extractor, features, turned_features, model, None, options)
     return replace(upright, transform=turn.inverse().compose(upright.transform))
 
 
@@ -73,12 +74,13 @@ def _align_as_stored(
     moving: Image,
     extractor: FeatureExtractor,
     features: Features,
+    moving_features: Features,
     model: str,
     initial: AffineTransform | None,
     options: dict[str, Any],
 ) -> Alignment:
     """Align, and once more with the features of the aligned volume if that was turned far."""
-    first = align(fixed, moving, features, extractor.extract(moving), model, initial, **options)
+    first = align(fixed, moving, features, moving_features, model, initial, **options)
     if features.coarse is None or _turn_as_stored(first.transform, fixed, moving) <= LARGE_TURN_DEGREES:
         return first
     aligned = aligned_volume(moving, first.transform, fixed.grid)
@@ -95,15 +97,20 @@ def _align_as_stored(
 
 def _recognized_turn(
     fixed: Image, moving: Image, extractor: FeatureExtractor, features: Features, options: dict[str, Any]
-) -> AffineTransform | None:
-    """The quarter turn after which most matches agree; None if too few do after any."""
-    turns = [quarter_turn(moving.grid, degrees) for degrees in QUARTER_TURNS]
-    shares = []
-    for turn in turns:
+) -> tuple[AffineTransform, Image, Features] | None:
+    """The quarter turn after which most matches agree, with the turned volume and its features.
+
+    None if too few agree after any.
+    """
+    best, most = None, 0.0
+    for degrees in QUARTER_TURNS:
+        turn = quarter_turn(moving.grid, degrees)
         turned = replace(moving, grid=turned_grid(moving.grid, turn))
-        shares.append(agreement(fixed, turned, features, extractor.extract(turned), **options))
-    best = int(np.argmax(shares))
-    return turns[best] if shares[best] > 0 else None
+        turned_features = extractor.extract(turned)
+        share = agreement(fixed, turned, features, turned_features, **options)
+        if share > most:
+            best, most = (turn, turned, turned_features), share
+    return best
 
 
 def quarter_turn(grid: Grid, degrees: int) -> AffineTransform:
