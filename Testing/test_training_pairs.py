@@ -289,8 +289,9 @@ def test_the_views_of_a_listed_pair_lie_around_corresponding_places(volumes, tmp
     write_pseudo_pair(tmp_path, pair_of(volumes))
     settings = tiny_configuration(pseudo_pair_probability=1.0)
     settings["views"] |= {"offset": 0.0, "elastic": 0.0}
-    source = BatchSource(volumes, TrainingConfig.from_dict(settings), torch.device("cpu"))
-    source.pseudo_pairs = read_pseudo_pairs(tmp_path, volumes)
+    pairs = read_pseudo_pairs(tmp_path, volumes)
+    config = TrainingConfig.from_dict(settings)
+    source = BatchSource(volumes, config, torch.device("cpu"), pseudo_pairs=pairs)
     listed = 0
     for iteration in range(12):
         batch = source.draw(source.generator(iteration))
@@ -313,9 +314,8 @@ def test_training_with_pseudo_pairs_follows_from_its_seed_and_resumes(volumes, t
     def trainer(name: str, **changes) -> Trainer:
         (tmp_path / name).mkdir(exist_ok=True)
         config = TrainingConfig.from_dict(tiny_configuration(pseudo_pair_probability=1.0, **changes))
-        made = Trainer(volumes, config, tmp_path / name, quiet=True)
-        made.source.pseudo_pairs = read_pseudo_pairs(tmp_path, volumes)
-        return made
+        pairs = read_pseudo_pairs(tmp_path, volumes)
+        return Trainer(volumes, config, tmp_path / name, pseudo_pairs=pairs, quiet=True)
 
     losses = trainer("first").run()
     assert losses == trainer("second").run()

@@ -48,14 +48,18 @@ class _Subjects:
 class BatchSource:
     """Draws batches. The batch of an iteration depends on the seed, the iteration and the process only.
 
-    `pseudo_pairs` may be set before the first draw; without them, other random numbers are drawn than with.
+    Without pseudo-pairs, other random numbers are drawn than with.
     """
 
-    pseudo_pairs: PseudoPairs | None = None
-
     def __init__(
-        self, volumes: list[CachedVolume], config: TrainingConfig, device: torch.device, process: int = 0
+        self,
+        volumes: list[CachedVolume],
+        config: TrainingConfig,
+        device: torch.device,
+        process: int = 0,
+        pseudo_pairs: PseudoPairs | None = None,
     ) -> None:
+        self.pseudo_pairs = pseudo_pairs
         self.config = config
         self.device = device
         self.process = process

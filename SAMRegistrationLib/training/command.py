@@ -72,22 +72,19 @@ def run_train(arguments: argparse.Namespace) -> int:
 def _sam(arguments: argparse.Namespace) -> int:
     from ..device import usable_cores
     from .cache import build_cache
+    from .checkpoint import make_folder
     from .distributed import join_processes, leave_processes, wait_for_first
-    from .manifest import read_excluded_names, read_manifest
+    from .manifest import read_training_volumes
     from .model_card import write_model_card
     from .pseudo_pairs import read_pseudo_pairs
     from .trainer import Trainer
 
     config = _configuration(arguments)
-    excluded = read_excluded_names(arguments.held_out) if arguments.held_out else set()
-    everything = read_manifest(arguments.data)
-    chosen = [volume for volume in everything if volume.name not in excluded]
-    if not chosen:
-        raise InputError(f"Every volume of {arguments.data} is held out of training.")
+    chosen, held_out = read_training_volumes(arguments.data, arguments.held_out)
     processes = join_processes(arguments.device)
     folder = arguments.cache or arguments.out / "cache"
     try:
-        _make_folder(arguments.out)
+        make_folder(arguments.out)
         # The first process fills the cache, the others then find everything in it.
         if not processes.is_first:
             wait_for_first(processes)
@@ -95,17 +92,19 @@ def _sam(arguments: argparse.Namespace) -> int:
         cache = build_cache(chosen, folder, _spacing(config), processes=usable_cores(), progress=progress)
         if processes.is_first:
             wait_for_first(processes)
-        trainer = Trainer(cache.volumes, config, arguments.out, processes, quiet=arguments.quiet)
-        if arguments.pseudo_pairs:
-            trainer.source.pseudo_pairs = read_pseudo_pairs(arguments.pseudo_pairs, cache.volumes)
+        listed = arguments.pseudo_pairs
+        pseudo_pairs = read_pseudo_pairs(listed, cache.volumes) if listed else None
+        trainer = Trainer(
+            cache.volumes, config, arguments.out, processes, pseudo_pairs=pseudo_pairs, quiet=arguments.quiet
+        )
         if not trainer.resume() and arguments.initial_weights:
             trainer.start_from(arguments.initial_weights)
         trainer.run()
         if processes.is_first:
             used = {volume.name for volume in cache.volumes}
             trained = [volume for volume in chosen if volume.name in used]
-            held_out = [volume.name for volume in everything if volume.name in excluded]
-            write_model_card(trainer, arguments.data, trained, cache.skipped, held_out, arguments.held_out)
+            left_out = [volume.name for volume in held_out]
+            write_model_card(trainer, arguments.data, trained, cache.skipped, left_out, arguments.held_out)
             _say_skipped(cache.skipped)
     finally:
         leave_processes(processes)
@@ -151,13 +150,6 @@ def _spacing(config: TrainingConfig) -> float:
     from ..models.architectures import find_architecture
 
     return find_architecture(config.architecture).spacing
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {folder} cannot be made: {error}.") from error
 
 
 def _say_skipped(skipped: dict[str, str]) -> None:

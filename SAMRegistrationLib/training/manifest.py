@@ -84,6 +84,20 @@ def read_excluded_names(path: Path, chosen: str | None = None) -> set[str]:
         raise InputError(f"The split file {path} cannot be read: {error}.") from error
 
 
+def read_training_volumes(path: Path, held_out: Path | None) -> tuple[list[Volume], list[Volume]]:
+    """A manifest's volumes that may be trained on, and those that the split file, if any, keeps out.
+
+    Raises:
+        InputError: if a file cannot be read, or nothing is left to train on.
+    """
+    excluded = read_excluded_names(held_out) if held_out else set()
+    everything = read_manifest(path)
+    chosen = [volume for volume in everything if volume.name not in excluded]
+    if not chosen:
+        raise InputError(f"Every volume of {path} is held out of training.")
+    return chosen, [volume for volume in everything if volume.name in excluded]
+
+
 def region_group(text: str) -> str:
     """The sampling group of a manifest's free region text."""
     lowered = text.lower()

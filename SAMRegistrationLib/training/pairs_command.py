@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from ..errors import InputError, UsageError
+from ..errors import UsageError
 
 DEFAULT_SPACING = 2.0
 """Of the cache, in mm, for features that work at any."""
@@ -52,7 +52,8 @@ def run_pairs(arguments: argparse.Namespace) -> int:
     from ..device import resolve_device
     from ..presets import load_preset
     from .cache import build_cache
-    from .manifest import read_excluded_names, read_manifest
+    from .checkpoint import make_folder
+    from .manifest import read_training_volumes
     from .pair_search import PAIR_PRESET, draw_pairs, find_pseudo_pairs
     from .weights import extractor_of
 
@@ -60,16 +61,10 @@ def run_pairs(arguments: argparse.Namespace) -> int:
     if arguments.count < 1:
         raise UsageError("--count must be at least 1.")
     preset = load_preset(arguments.preset) if arguments.preset else PAIR_PRESET
-    excluded = read_excluded_names(arguments.held_out)
-    chosen = [volume for volume in read_manifest(arguments.data) if volume.name not in excluded]
-    if not chosen:
-        raise InputError(f"Every volume of {arguments.data} is held out of training.")
+    chosen, _ = read_training_volumes(arguments.data, arguments.held_out)
     extractor = extractor_of(arguments.model, arguments.weights, arguments.device)
     cache = build_cache(chosen, arguments.cache, extractor.spacing or DEFAULT_SPACING)
-    try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"The folder {arguments.out} cannot be made: {error}.") from error
+    make_folder(arguments.out)
     find_pseudo_pairs(
         draw_pairs(cache.volumes, arguments.count, arguments.seed)[part - 1 :: parts],
         extractor,

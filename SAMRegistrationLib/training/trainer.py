@@ -22,6 +22,7 @@ from .distributed import Processes, average_gradients, gather, share_parameters
 from .negative_bank import NegativeBank
 from .objective import embed, total_loss
 from .progress import Progress
+from .pseudo_pairs import PseudoPairs
 from .weights import network_from_weights
 
 AVERAGE_WARMUP = 10
@@ -48,6 +49,7 @@ class Trainer:
         out: Path,
         processes: Processes | None = None,
         *,
+        pseudo_pairs: PseudoPairs | None = None,
         quiet: bool = False,
     ) -> None:
         self.config = config
@@ -62,7 +64,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
         )
-        self.source = BatchSource(volumes, config, self.device, self.processes.rank)
+        self.source = BatchSource(volumes, config, self.device, self.processes.rank, pseudo_pairs)
         self.bank = NegativeBank(config.loss)
 
     @property
