@@ -44,7 +44,7 @@ def run_in_own_process(job: Job, limit_s: float) -> End:
     try:
         _, errors = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        _kill(process)
         process.communicate()
         return _too_long(limit_s)
     return End("done") if process.returncode == 0 else End("failed", _last_line(errors, process.returncode))
