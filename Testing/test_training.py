@@ -22,8 +22,9 @@ from SAMRegistrationLib.training.cache import CachedVolume, build_cache
 from SAMRegistrationLib.training.checkpoint import CHECKPOINT_FILE, WEIGHTS_FILE, write_checkpoint
 from SAMRegistrationLib.training.command import add_train_arguments, run_train
 from SAMRegistrationLib.training.config import TrainingConfig
+from SAMRegistrationLib.training.loop import learning_rate
 from SAMRegistrationLib.training.manifest import read_manifest
-from SAMRegistrationLib.training.trainer import Trainer, learning_rate
+from SAMRegistrationLib.training.trainer import Trainer
 from Testing.training_volumes import tiny_configuration, write_manifest
 
 
