@@ -10,11 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from .deformable_network import DeformableNetwork, Embeddings
+from .lapirn import LapIRN
+from .residual_unet import ResidualUNet
+from .sam_voxelmorph import SAMVoxelMorph
 from .voxelmorph import VoxelMorph
 
 __all__ = ["DEFORMABLE_NETWORKS", "DeformableNetwork", "Embeddings", "build_deformable_network"]
 
-_FAMILY: tuple[type[DeformableNetwork], ...] = (VoxelMorph,)
+_FAMILY: tuple[type[DeformableNetwork], ...] = (VoxelMorph, SAMVoxelMorph, ResidualUNet, LapIRN)
 
 DEFORMABLE_NETWORKS: dict[str, type[DeformableNetwork]] = {network.name: network for network in _FAMILY}
 

@@ -22,7 +22,7 @@ class VoxelMorph(DeformableNetwork):
     """A U-Net from the stacked pair to one displacement, or to a velocity that is integrated.
 
     Args:
-        encoder: channels after each strided convolution.
+        encoder: channels of the convolutions on the way down, one per level.
         decoder: channels of the convolutions on the way up, one per level, then at full resolution.
         diffeomorphic: whether the last layer gives a velocity at half resolution, integrated in `squarings` steps.
     """
@@ -39,7 +39,7 @@ class VoxelMorph(DeformableNetwork):
         options = {"encoder": list(encoder), "decoder": list(decoder)}
         super().__init__({**options, "diffeomorphic": diffeomorphic, "squarings": squarings})
         self.u_net = UNet(2, encoder, decoder)
-        self.flow = FlowHead(self.u_net.outputs, diffeomorphic, squarings)
+        self.flow = FlowHead(diffeomorphic, squarings)
 
     def forward(
         self,
@@ -53,7 +53,7 @@ class VoxelMorph(DeformableNetwork):
 
 
 class UNet(nn.Module):
-    """Strided convolutions down, convolutions and nearest enlargement up, with skip connections.
+    """Convolutions and max-pooling down, convolutions and nearest enlargement up, with skip connections.
 
     Args:
         inputs: channels of the input.
@@ -67,60 +67,61 @@ class UNet(nn.Module):
         if levels < 2 or len(decoder) < levels:
             raise ValueError("the encoder needs two levels or more, and the decoder at least as many")
         self.stride = 2**levels
-        skips = [inputs, encoder[0] + injected, *encoder[1:]]
-        self.down = nn.ModuleList(convolution(skips[level], encoder[level], stride=2) for level in range(levels))
-        widths = [skips[levels]]
+        before = [inputs, encoder[0] + injected, *encoder[1:-1]]
+        self.down = nn.ModuleList(map(convolution, before, encoder))
+        widths = [encoder[-1]]
         self.up = nn.ModuleList()
-        for level in range(levels):
-            self.up.append(convolution(widths[-1], decoder[level]))
-            widths.append(decoder[level] + skips[levels - 1 - level])
+        for width, skipped in zip(decoder, reversed(encoder), strict=False):
+            self.up.append(convolution(widths[-1], width))
+            widths.append(width + skipped)
         self.full = nn.Sequential()
         for width in decoder[levels:]:
             self.full.append(convolution(widths[-1], width))
             widths.append(width)
-        self.outputs = widths[-1]
+        self.flow = flow_convolution(widths[-1])
 
     def forward(self, volume: Tensor, injected: Tensor | None = None) -> Tensor:
-        """Features (B, C, z, y, x) of a volume whose size is a multiple of `stride`."""
-        skips = [volume]
+        """The prediction (B, 3, z, y, x) for an input (B, C, z, y, x) whose size is a multiple of `stride`.
+
+        The second input is (B, C', z/2, y/2, x/2).
+        """
+        features = volume
+        skips: list[Tensor] = []
         for level, down in enumerate(self.down):
-            features = down(skips[-1])
-            if level == 0 and injected is not None:
+            if level == 1 and injected is not None:
                 features = torch.cat((features, injected.to(features.dtype)), dim=1)
-            skips.append(features)
-        features = skips.pop()
+            skips.append(down(features))
+            features = functional.max_pool3d(skips[-1], 2)
         for up in self.up:
             features = functional.interpolate(up(features), scale_factor=2.0, mode="nearest")
             features = torch.cat((features, skips.pop()), dim=1)
-        return self.full(features)
+        return self.flow(self.full(features))
 
 
 class FlowHead(nn.Module):
-    """The last convolution, which starts near zero displacement, and the integration of what it predicts.
+    """What a backbone's prediction means: a displacement, or a velocity to integrate at half resolution."""
 
-    Args:
-        inputs: channels of the features.
-        diffeomorphic: take the output for a velocity, halve its resolution, and integrate it there.
-        squarings: steps of the integration.
-    """
-
-    def __init__(self, inputs: int, diffeomorphic: bool, squarings: int = SQUARINGS) -> None:
+    def __init__(self, diffeomorphic: bool, squarings: int = SQUARINGS) -> None:
         super().__init__()
-        self.convolution = nn.Conv3d(inputs, 3, 3, padding=1)
-        nn.init.normal_(self.convolution.weight, std=1e-5)
-        nn.init.zeros_(cast(Tensor, self.convolution.bias))
         self.diffeomorphic = diffeomorphic
         self.squarings = squarings
 
-    def forward(self, features: Tensor) -> Tensor:
-        """The displacement (B, 3, z, y, x), float32, of features (B, C, z, y, x) of even size."""
-        output = self.convolution(features).float()
+    def forward(self, prediction: Tensor) -> Tensor:
+        """The displacement (B, 3, z, y, x), float32, of a prediction (B, 3, z, y, x) of even size."""
         if not self.diffeomorphic:
-            return output
-        velocity = functional.avg_pool3d(output, 2) / 2.0
-        return enlarge_field(integrate_velocity(velocity, self.squarings), 2, output.shape[2:])
+            return prediction.float()
+        velocity = functional.avg_pool3d(prediction.float(), 2) / 2.0
+        return enlarge_field(integrate_velocity(velocity, self.squarings), 2, prediction.shape[2:])
 
 
-def convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+def convolution(inputs: int, outputs: int) -> nn.Sequential:
     """A 3x3x3 convolution and a leaky ReLU."""
-    return nn.Sequential(nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1), nn.LeakyReLU(SLOPE))
+    return nn.Sequential(nn.Conv3d(inputs, outputs, 3, padding=1), nn.LeakyReLU(SLOPE, inplace=True))
+
+
+def flow_convolution(inputs: int, kernel: int = 3) -> nn.Conv3d:
+    """The convolution that predicts three components, which starts near zero."""
+    layer = nn.Conv3d(inputs, 3, kernel, padding=kernel // 2)
+    nn.init.normal_(layer.weight, std=1e-5)
+    nn.init.zeros_(cast(Tensor, layer.bias))
+    return layer
