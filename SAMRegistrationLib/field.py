@@ -193,13 +193,13 @@ class DisplacementField:
         for slab in slabs(grid.shape, self.data.device):
             identity = voxel_mesh(grid.shape, grid.voxel_to_world, self.data.device, slab)
             start = identity if first is None else first.map_world(identity)
-            found, remaining = self._inverse_at(start, iterations, tolerance)
+            found, remaining = self.inverse_at(start, iterations, tolerance)
             inverse[0, :, slab] = found if first is None else found + (start - identity)
             residual = max(residual, remaining)
         return DisplacementField(inverse, grid), residual
 
-    def _inverse_at(self, identity: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, float]:
-        """Inverse displacement (3, z, y, x) in mm at world positions, and its largest residual."""
+    def inverse_at(self, identity: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, float]:
+        """The inverse displacement at world positions (3, z, y, x) in mm, and its largest residual; see `inverse`."""
         inverse = torch.zeros_like(identity)
         error, squared, largest = self._inversion_error(identity, inverse)
         relaxation = torch.ones_like(squared)

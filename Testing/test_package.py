@@ -34,6 +34,7 @@ LAYERS = [
     ["roi"],
     ["inputs", "warping"],
     ["body"],
+    ["synthetic"],
     ["networks"],
     ["models"],
     ["features"],
