@@ -51,7 +51,7 @@ class ChestWall:
     base: float
 
     def radius(self, angle: Tensor, z: Tensor) -> Tensor:
-        """The surface's distance (...) from the line at angles in radians and heights in mm, linearly interpolated.
+        """The distance (...) of the surface from the line at angles in radians and heights in mm, interpolated.
 
         The first and last rows hold beyond them.
         """
