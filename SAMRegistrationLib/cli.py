@@ -104,7 +104,13 @@ def _add_match(subparsers: argparse._SubParsersAction) -> None:
     command.add_argument("moving", metavar="MOVING", help="volume to find them in")
     command.add_argument("--points", metavar="P", required=True, help=".mrk.json, .fcsv or .csv")
     command.add_argument("-o", "--output", metavar="OUT", required=True, help="file for the matched points")
-    command.add_argument("--model", default="sam", help="features: mind, sam or a model (default: %(default)s)")
+    command.add_argument(
+        "--method",
+        choices=("sam", "quiz", "joint"),
+        default="sam",
+        help="sam: by embeddings, quiz: by a transformer, joint: by both (default: %(default)s)",
+    )
+    command.add_argument("--model", default="sam", help="embeddings: sam or a model (default: %(default)s)")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     command.set_defaults(run=_lazily("match_command"))
 

@@ -107,7 +107,9 @@ def match_command(options: argparse.Namespace) -> int:
     from .device import resolve_device
     from .features.registry import get_extractor
     from .image_io import read_image
-    from .matching import FeatureIndex, match_structurally, require_matchable
+    from .matching import require_embeddings
+    from .methods.joint_matching import point_matcher
+    from .methods.point_matching import EmbeddedVolume
     from .points import PointSet, read_points, write_points
     from .tables import text_table
 
@@ -115,24 +117,20 @@ def match_command(options: argparse.Namespace) -> int:
         points = read_points(options.points)
         device = resolve_device(options.device)
         extractor = get_extractor(options.model, device)
+        require_embeddings(extractor)
         fixed, moving = (read_image(path).to(device) for path in (options.fixed, options.moving))
-        require_matchable(points.points, fixed.grid, extractor)
-        with torch.inference_mode():
-            source, target = (FeatureIndex.of_body(extractor.extract(image), image) for image in (fixed, moving))
-            found = match_structurally(points.points, source, target)
+        with torch.no_grad():
+            volumes = [EmbeddedVolume(image, extractor.extract(image)) for image in (fixed, moving)]
+            found = point_matcher(options.method, volumes[0], volumes[1], extractor).match(points.points)
         write_points(PointSet(found.matched, points.labels), options.output)
+    numbers = zip(found.score.tolist(), found.support.tolist(), found.cycle_mm.tolist(), strict=True)
     rows = [
-        (label, *(f"{value:.1f}" for value in position), *(f"{value:.2f}" for value in rated), f"{error:.1f}")
-        for label, position, error, *rated in zip(
-            points.labels,
-            found.matched.tolist(),
-            found.cycle_error.tolist(),
-            found.score.tolist(),
-            found.support.tolist(),
-            strict=True,
+        (label, *(f"{value:.1f}" for value in position), f"{score:.2f}", f"{support:.2f}", f"{cycle:.1f}", reason)
+        for label, position, (score, support, cycle), reason in zip(
+            points.labels, found.matched.tolist(), numbers, found.reason, strict=True
         )
     ]
-    print(text_table(("point", "x", "y", "z (LPS mm)", "score", "support", "cycle mm"), rows))
+    print(text_table(("point", "x", "y", "z (LPS mm)", "score", "support", "cycle mm", "doubts"), rows))
     return 0
 
 

@@ -141,13 +141,24 @@ def test_match_finds_points_of_the_same_volume_where_they_are(
     assert len(capsys.readouterr().out.splitlines()) >= 31
 
 
-def test_match_refuses_points_outside_the_volume(
+def test_match_answers_points_outside_the_volume_and_says_so(
     case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "far.csv").write_text("x,y,z\n0,0,0\n900,0,0\n")
     fixed = case / "fixed.nii.gz"
     arguments = ["match", fixed, fixed, "--points", tmp_path / "far.csv", "-o", tmp_path / "out.csv"]
-    assert "1 of 2 points" in refused([*arguments, "--model", "mind"], 3, tmp_path, capsys)
+    assert main([str(argument) for argument in arguments]) == 0
+    assert len(read_points(tmp_path / "out.csv")) == 2
+    near, far = capsys.readouterr().out.splitlines()[-2:]
+    assert "outside the fixed volume" in far and "outside" not in near
+
+
+def test_match_refuses_features_that_cannot_find_points(
+    case: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fixed = case / "fixed.nii.gz"
+    arguments = ["match", fixed, fixed, "--points", case / "fixed_points.csv", "-o", tmp_path / "out.csv"]
+    assert "MIND" in refused([*arguments, "--model", "mind"], 2, tmp_path, capsys)
 
 
 def test_presets_lists_every_preset(capsys: pytest.CaptureFixture[str]) -> None:

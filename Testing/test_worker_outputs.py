@@ -356,8 +356,8 @@ def test_a_replaced_file_has_another_identity(tmp_path: Path) -> None:
 
 def test_matching_refuses_what_cannot_be_matched(files: dict[str, str]) -> None:
     match = Jobs(cache_bytes=10**8).handlers["match"]
-    with pytest.raises(InputError, match="outside the fixed volume"):
-        match(task(), **files, points=[[900, 0, 0]])
+    with pytest.raises(UsageError, match="no matching method 'best'; there are sam, quiz, joint"):
+        match(task(), **files, points=[[0, 0, 0]], method="best")
     with pytest.raises(UsageError, match="MIND"):
         match(task(), **files, points=[[0, 0, 0]], model="mind")
     for points in ([], [[0, 0]], [["a", 0, 0]], [[float("nan"), 0, 0]]):

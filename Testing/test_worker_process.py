@@ -149,7 +149,8 @@ def test_matched_points_are_those_of_the_library(
     found = client.match(**files, points=points)
     error = np.linalg.norm(np.array(found["matched"]) - pair.truth(points), axis=1)
     assert np.median(error) < 6
-    assert len(found["score"]) == len(found["cycle_error"]) == 40
+    assert len(found["score"]) == len(found["cycle_mm"]) == len(found["support"]) == 40
+    assert np.array(found["affine"]).shape == (4, 4)
 
 
 def test_the_worker_says_what_it_has(client: WorkerClient) -> None:

@@ -6,7 +6,8 @@ every point for itself; `match_structurally` also asks what lies around it, whic
 """
 
 from .index import FeatureIndex, query_vectors
-from .nearest import Matches, match_points, require_matchable, stable_matches
+from .likeness_map import likeness_map
+from .nearest import Matches, match_points, require_embeddings, stable_matches
 from .peak import peak_offset
 from .structural import StructuralMatches, match_structurally
 
@@ -14,10 +15,11 @@ __all__ = [
     "FeatureIndex",
     "Matches",
     "StructuralMatches",
+    "likeness_map",
     "match_points",
     "match_structurally",
     "peak_offset",
     "query_vectors",
-    "require_matchable",
+    "require_embeddings",
     "stable_matches",
 ]

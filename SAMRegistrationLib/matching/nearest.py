@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import InputError, UsageError
+from ..errors import UsageError
 from ..features.base import FeatureExtractor, Features
-from ..grid import FloatArray, Grid
+from ..grid import FloatArray
 from ..image import Image
 from .index import FeatureIndex
 
@@ -40,22 +40,8 @@ class Matches:
         return Matches(self.points[keep], self.matched[keep], self.score[keep], self.cycle_error[keep])
 
 
-def require_matchable(points_world: ArrayLike, fixed: Grid, extractor: FeatureExtractor) -> None:
-    """Check that points can be matched before features are computed.
-
-    Args:
-        points_world: (n, 3) in the fixed world, LPS mm.
-        fixed: grid of the fixed volume.
-        extractor: of the features.
-
-    Raises:
-        InputError: if a point lies outside the fixed volume.
-        UsageError: if the features cannot find points.
-    """
-    points = np.asarray(points_world, dtype=np.float64)
-    outside = int((~fixed.contains(points)).sum())
-    if outside:
-        raise InputError(f"{outside} of {len(points)} points lie outside the fixed volume")
+def require_embeddings(extractor: FeatureExtractor) -> None:
+    """Raise UsageError if the features of an extractor cannot find points."""
     if extractor.name == "mind":
         raise UsageError("MIND only describes what is near, so it cannot find points; match with embeddings")
 

@@ -10,7 +10,7 @@ import os
 import queue
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,7 @@ class WorkerClient:
         moving: PathLike,
         points: Iterable[Iterable[float]],
         *,
+        method: str = "sam",
         model: str = "sam",
         device: str | None = None,
         progress: Progress | None = None,
@@ -150,10 +151,73 @@ class WorkerClient:
             "fixed": _path(fixed),
             "moving": _path(moving),
             "points": _matrix(points),
+            "method": method,
             "model": model,
             "device": device or self.device,
         }
         return self._call("match", parameters, progress)
+
+    def heat_map(
+        self,
+        fixed: PathLike,
+        moving: PathLike,
+        point: Iterable[float],
+        *,
+        output: PathLike,
+        model: str = "sam",
+        device: str | None = None,
+        progress: Progress | None = None,
+    ) -> Result:
+        """Write the likeness of the moving volume's voxels to a point (LPS mm); see `worker.matching`."""
+        parameters = {
+            "fixed": _path(fixed),
+            "moving": _path(moving),
+            "point": [float(value) for value in point],
+            "output": _path(output),
+            "model": model,
+            "device": device or self.device,
+        }
+        return self._call("heat_map", parameters, progress)
+
+    def refine(
+        self,
+        fixed: PathLike,
+        moving: PathLike,
+        transform: PathLike | None,
+        *,
+        output: PathLike,
+        regions: Iterable[Mapping[str, Any]] = (),
+        points: Iterable[Mapping[str, Any]] = (),
+        device: str | None = None,
+        progress: Progress | None = None,
+        **settings: Any,
+    ) -> Result:
+        """Refine an accepted transform in boxes and at landmarks into the folder `output`.
+
+        Args:
+            fixed, moving: the volumes.
+            transform: file of the accepted map, such as the `transform` of an earlier result.
+            output: folder to write into.
+            regions, points: as told in `worker.refinement`, and so are the further `settings`: similarity,
+                iterations, image_iterations, margin_mm, fixed_mask, moving_mask, model, allow_cpu, inverse and
+                outputs.
+            device: of this call.
+            progress: told the stage and the finished fraction.
+
+        Returns:
+            What `register` returns, with `regions` and `landmarks`: errors before and after, losses.
+        """
+        parameters = {
+            "fixed": _path(fixed),
+            "moving": _path(moving),
+            "transform": _path(transform),
+            "output": _path(output),
+            "regions": [dict(region) for region in regions],
+            "points": [dict(point) for point in points],
+            "device": device or self.device,
+            **settings,
+        }
+        return self._call("refine", parameters, progress)
 
     def evaluate(self, transform: PathLike, fixed: PathLike, moving: PathLike, **files: PathLike | None) -> Result:
         """Measure a transform.

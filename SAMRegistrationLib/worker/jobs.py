@@ -15,6 +15,7 @@ from .dispatch import Handler, Task
 from .feature_store import FeatureStore
 from .machine import checked_device, describe
 from .matching import Matchings
+from .refinement import Refinements
 from .registration import Registrations
 
 
@@ -32,11 +33,15 @@ class Jobs:
         _load_all_of_torch()
         self._caches = DeviceCaches(cache_bytes)
         store = FeatureStore(self._caches)
+        registrations = Registrations(self._caches, store)
+        matchings = Matchings(self._caches, store)
         self.handlers: dict[str, Handler] = {
             "hello": self.hello,
             "check_device": self.check_device,
-            "register": Registrations(self._caches, store).register,
-            "match": Matchings(self._caches, store).match,
+            "register": registrations.register,
+            "refine": Refinements(self._caches, store, registrations).refine,
+            "match": matchings.match,
+            "heat_map": matchings.heat_map,
             "evaluate": self.evaluate,
             "apply": self.apply,
             "memory": self.memory,

@@ -1,4 +1,22 @@
-"""The request `match`: points found by embeddings that are kept, so that a query costs next to nothing."""
+"""The requests `match` and `heat_map`: points found by embeddings that are kept, so that a query costs little.
+
+`match` takes `fixed`, `moving` (files), `points` (list of [x, y, z], LPS mm), `method` ("sam", "quiz" or "joint"),
+`model` (of the embeddings), `device`, `allow_cpu`. Its result holds, in the order of the points:
+
+- `matched`: positions (LPS mm); every point gets one, also outside the volume or in air;
+- `score`: cosine similarity of the embeddings at both ends, 1 at best, 0 where a point lies in air or outside;
+- `support`: 0 to 1, how well the neighbors, or the answers to other points, agree;
+- `cycle_mm`: how far from the point its partner's partner lies;
+- `reason`: a sentence that says why the answer is doubtful, "" where it is not;
+
+and `method`, `affine` (the 4x4 map of the whole body, fixed to moving, LPS mm, a start for a registration) and how
+many `embeddings` were computed and reused. The first request of a pair prepares it, which takes seconds; the next
+ones are answered at once, whatever the points.
+
+`heat_map` takes `fixed`, `moving`, `point` ([x, y, z], LPS mm), `output` (file to write: .nrrd, .nii.gz, .mha)
+and the same options but `method`. It writes the likeness (-1 to 1) of every voxel of the moving volume to the
+point, on the moving volume's grid, and tells `output`, `highest` (the largest value) and `peak` (where, LPS mm).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +29,12 @@ import torch
 
 from ..errors import InputError, UsageError
 from ..features.base import FeatureExtractor, Features
-from ..grid import FloatArray, Grid
-from ..image_io import read_image
-from ..matching import FeatureIndex, match_structurally, require_matchable
+from ..files import require_writable_folder
+from ..grid import FloatArray
+from ..image_io import read_image, write_image
+from ..matching import FeatureIndex, require_embeddings
+from ..methods.joint_matching import point_matcher
+from ..methods.point_matching import METHODS, EmbeddedVolume, PointMatcher
 from ..pipeline import prepare
 from .cache import DeviceCaches
 from .dispatch import Task
@@ -42,42 +63,106 @@ class Matchings:
         fixed: str,
         moving: str,
         points: list,
+        method: str = "sam",
         model: str = "sam",
         device: str = "auto",
         allow_cpu: bool = False,
     ) -> dict[str, Any]:
-        """Find points (LPS mm) of the fixed volume in the moving one.
-
-        Returns:
-            `matched` positions (LPS mm), `score` (cosine similarity), `cycle_error` (mm), `support` (0 to 1, how
-            well the neighbors agree; 0 where a point was matched alone) in the order of the points, and how many
-            `embeddings` were computed and reused.
-        """
+        """Find points (LPS mm) of the fixed volume in the moving one; see the module for the result."""
         positions = _positions(points)
+        if method not in METHODS:
+            raise UsageError(f"there is no matching method {method!r}; there are {', '.join(METHODS)}")
         notes: list[str] = []
         target = usable_device(device, allow_cpu, notes.append)
         counts = EmbeddingCounts()
-        extractor = self._store.extractors(counts)(model, target)
-        files = Path(fixed), Path(moving)
-        key = ("index", extractor.name, str(target), *(file_identity(file) for file in files))
-        cache = self._caches.of(target)
-        known = cache.get(key)
-        if known is None:
-            known = _indexed(files, extractor, target, positions, task)
-            size = sum(_bytes_of(index) for index in known[1:])
-            cache.put(key, known, size, f"{extractor.name} index of {files[0].name} and {files[1].name}")
-        grid, source, partner = known
-        require_matchable(positions, grid, extractor)
+        matcher = self._matcher(task, (Path(fixed), Path(moving)), method, model, target, counts)
         with torch.inference_mode():
-            found = match_structurally(positions, source, partner)
+            found = matcher.match(positions)
         return {
             "matched": found.matched.tolist(),
             "score": found.score.tolist(),
-            "cycle_error": found.cycle_error.tolist(),
             "support": found.support.tolist(),
+            "cycle_mm": found.cycle_mm.tolist(),
+            "reason": list(found.reason),
+            "method": method,
+            "affine": matcher.whole_body.matrix.tolist(),
             "embeddings": asdict(counts),
             "warnings": notes,
         }
+
+    def heat_map(
+        self,
+        task: Task,
+        *,
+        fixed: str,
+        moving: str,
+        point: list,
+        output: str,
+        model: str = "sam",
+        device: str = "auto",
+        allow_cpu: bool = False,
+    ) -> dict[str, Any]:
+        """Write how much every voxel of the moving volume looks like a point; see the module for the result."""
+        position = _positions([point])[0]
+        file = Path(output).absolute()
+        require_writable_folder(file.parent)
+        notes: list[str] = []
+        target = usable_device(device, allow_cpu, notes.append)
+        matcher = self._matcher(task, (Path(fixed), Path(moving)), "sam", model, target, EmbeddingCounts())
+        if not matcher.fixed.image.grid.contains(position):
+            raise InputError("the point lies outside the fixed volume, where nothing is known of it")
+        with torch.inference_mode():
+            likeness = matcher.heat_map(position)
+        task.progress("write", 0.9)
+        write_image(likeness, file)
+        highest = int(likeness.data.argmax())
+        voxel = np.unravel_index(highest, likeness.grid.shape)[::-1]
+        return {
+            "output": str(file),
+            "highest": float(likeness.data.flatten()[highest]),
+            "peak": likeness.grid.to_world(voxel).tolist(),
+            "warnings": notes,
+        }
+
+    def _matcher(
+        self,
+        task: Task,
+        files: tuple[Path, Path],
+        method: str,
+        model: str,
+        device: torch.device,
+        counts: EmbeddingCounts,
+    ) -> PointMatcher:
+        """The matcher of a pair, prepared; from the cache if it was asked for before."""
+        extractor = self._store.extractors(counts)(model, device)
+        require_embeddings(extractor)
+        key = ("matcher", method, extractor.name, str(device), *(file_identity(file) for file in files))
+        cache = self._caches.of(device)
+        known: PointMatcher | None = cache.get(key)
+        if known is not None:
+            return known
+        with torch.inference_mode(False), torch.no_grad():
+            matcher = point_matcher(method, *self._embedded(task, files, extractor, device), extractor)
+            task.progress("index", 0.8)
+            matcher.prepare()
+        size = sum(_bytes_of(volume.index) for volume in (matcher.fixed, matcher.moving))
+        cache.put(key, matcher, size, f"{extractor.name} index of {files[0].name} and {files[1].name}, {method}")
+        return matcher
+
+    def _embedded(
+        self, task: Task, files: tuple[Path, Path], extractor: FeatureExtractor, device: torch.device
+    ) -> tuple[EmbeddedVolume, EmbeddedVolume]:
+        """Both volumes, prepared as for a registration, so that embeddings are shared with those."""
+        task.progress("read", 0.0)
+        volumes = read_image(files[0]), read_image(files[1])
+        task.progress("embed", 0.2)
+        problem = prepare(extractor, volumes, _WORKING_SPACING_MM, device)
+        fixed_features = problem.features_of(problem.fixed.tensor())
+        task.progress("embed", 0.5)
+        moving_features = extractor.extract(problem.moving)
+        return EmbeddedVolume(volumes[0], _halved(fixed_features)), EmbeddedVolume(
+            volumes[1], _halved(moving_features)
+        )
 
 
 def file_identity(path: Path) -> tuple[Any, ...]:
@@ -92,24 +177,6 @@ def file_identity(path: Path) -> tuple[Any, ...]:
     except OSError as error:
         raise InputError(f"file not found: {path}") from error
     return (str(path.resolve()), *((name, state.st_size, state.st_mtime_ns) for name, state in states))
-
-
-def _indexed(
-    files: tuple[Path, Path], extractor: FeatureExtractor, device: torch.device, points: FloatArray, task: Task
-) -> tuple[Grid, FeatureIndex, FeatureIndex]:
-    """The fixed volume's grid, and the vectors of both volumes, prepared as for a registration."""
-    task.progress("read", 0.0)
-    volumes = read_image(files[0]), read_image(files[1])
-    require_matchable(points, volumes[0].grid, extractor)
-    task.progress("embed", 0.2)
-    problem = prepare(extractor, volumes, _WORKING_SPACING_MM, device)
-    features = problem.features_of(problem.fixed.tensor())
-    task.progress("embed", 0.5)
-    moving_features = extractor.extract(problem.moving)
-    task.progress("index", 0.8)
-    with torch.no_grad():
-        source = FeatureIndex.of_body(_halved(features), volumes[0])
-        return volumes[0].grid, source, FeatureIndex.of_body(_halved(moving_features), volumes[1])
 
 
 def _halved(features: Features) -> Features:

@@ -1,0 +1,196 @@
+"""QUIZ: points of one volume looked up in another by a transformer, whatever lies between the two.
+
+Liu et al., "QUIZ: an arbitrary volumetric point matching method for medical image registration". The paper's
+alignment is the shift by the mean displacement of the queried points; here rigid and affine maps are also fitted
+to the answers, robustly and weighed by their confidence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from ..alignment.feature_alignment import body_grid
+from ..alignment.refinement import Model
+from ..alignment.robust_fit import Fit, robust_fit
+from ..errors import InputError
+from ..grid import FloatArray
+from ..matching import FeatureIndex
+from ..models.quiz import QuizModel
+from ..networks.quiz import JointMap
+from ..transforms import AffineTransform
+from .point_matching import EmbeddedVolume, MatchedPoints, PointMatcher
+from .quiz_inputs import QuizVolume, cube_embedding, cube_image, shared_cubes
+
+MOST_QUERIES = 600
+TOLERANCE_MM = 25.0
+"""Distance at which an answer begins to count as wrong in a fit."""
+
+_QUERIES_AT_ONCE = 1024
+_AGREEMENT_MM = 20.0
+"""Distance from the map of the whole body at which an answer's support is a quarter."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuizAnswers:
+    """Points and where the network says that they lie.
+
+    Args:
+        points: (n, 3) in the fixed world, LPS mm.
+        matched: (n, 3) in the moving world.
+        sigma_mm: (n,) standard deviation of the error along an axis, as the network expects it.
+    """
+
+    points: FloatArray
+    matched: FloatArray
+    sigma_mm: FloatArray
+
+    @property
+    def confidence(self) -> FloatArray:
+        """(n,) one over the variance, at most that of 3 mm."""
+        return np.asarray(1 / np.maximum(self.sigma_mm, 3.0) ** 2)
+
+
+class Quizzer:
+    """Both volumes of a pair encoded once, to be asked any number of points.
+
+    Args:
+        model: the network.
+        reference: the volume that the points belong to.
+        search: the volume in which they are looked for.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, model: QuizModel, reference: QuizVolume, search: QuizVolume, device: torch.device | str = "cpu"
+    ) -> None:
+        self._cubes = shared_cubes(reference, search)
+        self._device = torch.device(device)
+        self._network = model.network.to(self._device)
+        volumes = list(zip((reference, search), self._cubes, strict=True))
+        images = [cube_image(volume, cube, model.image_size).to(self._device) for volume, cube in volumes]
+        embeddings = None
+        if model.features is not None:
+            first, second = (
+                cube_embedding(volume, cube, model.embedding_size).to(self._device) for volume, cube in volumes
+            )
+            embeddings = first, second
+        with torch.no_grad():
+            self._joint: JointMap = self._network.encode(images[0], images[1], embeddings)
+
+    def ask(self, points_world: ArrayLike) -> QuizAnswers:
+        """Where points (n, 3) of the reference (LPS mm) lie in the searched volume."""
+        points = np.asarray(points_world, dtype=np.float64).reshape(-1, 3)
+        reference, search = self._cubes
+        queries = torch.from_numpy(reference.to_cube(points)).float().to(self._device)
+        places, sigmas = [queries[:0]], [queries[:0, 0]]
+        with torch.no_grad():
+            for part in queries.split(_QUERIES_AT_ONCE):
+                answers = self._network.ask(self._joint, part[None])
+                places.append(part + answers.displacement[0])
+                sigmas.append((answers.log_variance[0] / 2).exp())
+        matched = search.to_world(torch.cat(places).double().cpu().numpy())
+        return QuizAnswers(points, matched, torch.cat(sigmas).double().cpu().numpy() * search.side / 2)
+
+
+def mean_translation(answers: QuizAnswers) -> AffineTransform:
+    """The paper's alignment: the shift by the mean displacement of all points asked."""
+    return AffineTransform.translation((answers.matched - answers.points).mean(axis=0))
+
+
+def fit_answers(answers: QuizAnswers, model: Model = Model.AFFINE, seed: int = 0) -> Fit:
+    """The map that most answers agree with, by their confidence.
+
+    Raises:
+        InputError: if too few agree on any.
+    """
+    weights = answers.confidence / answers.confidence.max()
+    return robust_fit(answers.points, answers.matched, weights, model, TOLERANCE_MM, seed=seed)
+
+
+class QuizPointMatcher(PointMatcher):
+    """Finds points by asking the network; the embeddings only say how alike both ends are.
+
+    Args:
+        fixed: the volume that the points belong to.
+        moving: the volume in which they are looked for.
+        model: the network.
+        seed: of the robust fits.
+    """
+
+    def __init__(self, fixed: EmbeddedVolume, moving: EmbeddedVolume, model: QuizModel, seed: int = 0) -> None:
+        super().__init__(fixed, moving, seed)
+        self.model = model
+
+    def prepare(self) -> None:
+        """Do now what the first points would otherwise have to wait for."""
+        super().prepare()
+        _ = self.backward
+
+    @cached_property
+    def forward(self) -> Quizzer:
+        """From the fixed to the moving volume."""
+        return Quizzer(self.model, self._volumes[0], self._volumes[1], self._device)
+
+    @cached_property
+    def backward(self) -> Quizzer:
+        """From the moving to the fixed volume."""
+        return Quizzer(self.model, self._volumes[1], self._volumes[0], self._device)
+
+    @cached_property
+    def body_answers(self) -> QuizAnswers:
+        """Of points all over the fixed body."""
+        return self.forward.ask(body_grid(self.fixed.body, most=MOST_QUERIES))
+
+    @cached_property
+    def body_fit(self) -> Fit | None:
+        """The affine map (or what is supported of one) of the whole body; None where too few answers agree."""
+        try:
+            return fit_answers(self.body_answers, seed=self.seed)
+        except InputError:
+            return None
+
+    @cached_property
+    def whole_body(self) -> AffineTransform:
+        """A linear map of the whole body; the mean displacement where the answers agree on nothing else."""
+        return mean_translation(self.body_answers) if self.body_fit is None else self.body_fit.transform
+
+    @property
+    def _device(self) -> torch.device:
+        return self.fixed.features.fine.data.device
+
+    @cached_property
+    def _volumes(self) -> tuple[QuizVolume, QuizVolume]:
+        fixed, moving = (quiz_volume(volume) for volume in (self.fixed, self.moving))
+        return fixed, moving
+
+    def _matched(self, points: FloatArray) -> MatchedPoints:
+        answers = self.forward.ask(points)
+        returned = self.backward.ask(answers.matched).matched
+        expected = self.whole_body.transform_points(points)
+        support = agreement(np.linalg.norm(expected - answers.matched, axis=1))
+        score = likeness_of_ends(self.fixed.index, self.moving.index, points, answers.matched)
+        cycle = np.linalg.norm(returned - points, axis=1)
+        return MatchedPoints(points, answers.matched, score, support, cycle, ("",) * len(points))
+
+
+def quiz_volume(volume: EmbeddedVolume) -> QuizVolume:
+    """What the network gets to see of a volume."""
+    return QuizVolume.of(volume.image, volume.features)
+
+
+def agreement(distance_mm: FloatArray) -> NDArray[np.float64]:
+    """1 for answers where the map of the whole body puts them, falling to 0 with their distance from there."""
+    return np.asarray(1 / (1 + (distance_mm / _AGREEMENT_MM) ** 2) ** 2)
+
+
+def likeness_of_ends(
+    source: FeatureIndex, target: FeatureIndex, points: FloatArray, matched: FloatArray
+) -> FloatArray:
+    """Cosine similarity of the embeddings at both ends of every match (n,)."""
+    first, second = source.vectors_at(points).float(), target.vectors_at(matched).float()
+    return np.asarray((first * second).sum(dim=1).double().cpu().numpy())
