@@ -72,8 +72,7 @@ class BatchSource:
 
     def generator(self, iteration: int) -> torch.Generator:
         """The random numbers of one iteration in this process."""
-        mixed = (self.config.seed * 1_000_003 + iteration) * 1_009 + self.process
-        return torch.Generator().manual_seed(mixed % 2**63)
+        return seeded_generator(self.config.seed, iteration, self.process)
 
     def draw(self, generator: torch.Generator) -> Batch:
         """Draw volumes, cut and change their views."""
@@ -127,15 +126,25 @@ class BatchSource:
         return _Subjects(pseudo_pairs.volumes_of(pair), pseudo_pairs.resident(pair, self.device), anchors)
 
     def _load(self, volume: CachedVolume) -> Source:
-        """Memory-mapped on the CPU; on a GPU every volume stays there once used, as int16 and uint8."""
-        if volume.name in self.resident:
-            return self.resident[volume.name]
-        image = torch.from_numpy(volume.image()).to(self.device)[None, None]
-        codes = torch.from_numpy(volume.labels()).to(self.device)[None, None]
-        source = Source(image, codes, volume.spacing)
-        if self.device.type != "cpu":
-            self.resident[volume.name] = source
-        return source
+        return load_source(volume, self.device, self.resident)
 
     def _weight(self, region: str) -> float:
         return self.config.region_weights.get(region, math.sqrt(len(self.regions[region])))
+
+
+def seeded_generator(seed: int, iteration: int, process: int) -> torch.Generator:
+    """The random numbers of one iteration of a run in one of its processes."""
+    mixed = (seed * 1_000_003 + iteration) * 1_009 + process
+    return torch.Generator().manual_seed(mixed % 2**63)
+
+
+def load_source(volume: CachedVolume, device: torch.device, resident: dict[str, Source]) -> Source:
+    """Memory-mapped on the CPU; on a GPU every volume stays in `resident` once used, as int16 and uint8."""
+    if volume.name in resident:
+        return resident[volume.name]
+    image = torch.from_numpy(volume.image()).to(device)[None, None]
+    codes = torch.from_numpy(volume.labels()).to(device)[None, None]
+    source = Source(image, codes, volume.spacing)
+    if device.type != "cpu":
+        resident[volume.name] = source
+    return source

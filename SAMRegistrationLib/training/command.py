@@ -1,4 +1,4 @@
-"""The command ``samreg train``: sam, pairs and evaluate."""
+"""The command ``samreg train``: sam, pairs, deform and evaluate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, UsageError
+from .deformable.command import add_deform_arguments, run_deform
 from .pairs_command import add_pairs_arguments, run_pairs
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def add_train_arguments(subparsers: argparse._SubParsersAction[argparse.Argument
     )
     sam.add_argument("--quiet", action="store_true", help="no progress")
     add_pairs_arguments(actions)
+    add_deform_arguments(actions)
 
     evaluate = actions.add_parser(
         "evaluate", help="measure how well features match on volumes kept out of training"
@@ -66,7 +68,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     Raises:
         RegistrationError: with one sentence for the user.
     """
-    return {"sam": _sam, "pairs": run_pairs, "evaluate": _evaluate}[arguments.train_action](arguments)
+    return {"sam": _sam, "pairs": run_pairs, "deform": run_deform, "evaluate": _evaluate}[arguments.train_action](
+        arguments
+    )
 
 
 def _sam(arguments: argparse.Namespace) -> int:
@@ -104,7 +108,10 @@ def _sam(arguments: argparse.Namespace) -> int:
             used = {volume.name for volume in cache.volumes}
             trained = [volume for volume in chosen if volume.name in used]
             left_out = [volume.name for volume in held_out]
-            write_model_card(trainer, arguments.data, trained, cache.skipped, left_out, arguments.held_out)
+            more = {"pseudo_pairs": 0 if pseudo_pairs is None else len(pseudo_pairs)}
+            write_model_card(
+                trainer, arguments.data, trained, cache.skipped, left_out, arguments.held_out, more=more
+            )
             _say_skipped(cache.skipped)
     finally:
         leave_processes(processes)

@@ -180,7 +180,7 @@ def search_pair(
     A pair that cannot be aligned, or of which less than `LEAST_KEPT_SHARE` agrees, is given as rejected.
     """
     rejected = PseudoPair.rejected(fixed.name, moving.name, fixed.spacing)
-    volumes = _image_of(fixed, device), _image_of(moving, device)
+    volumes = image_of(fixed, device), image_of(moving, device)
     features = _KeptFeatures(extractor, volumes)
     try:
         there = _registered(volumes, features, preset, seed)
@@ -194,7 +194,7 @@ def search_pair(
     return pair, f"kept {share:.0%} of the body"
 
 
-def _image_of(volume: CachedVolume, device: torch.device | str) -> Image:
+def image_of(volume: CachedVolume, device: torch.device | str) -> Image:
     """A cached volume in its own frame (axes along x, y, z, first voxel at 0), padded for the solver's levels."""
     array = torch.from_numpy(volume.image())
     grid = Grid((array.shape[2], array.shape[1], array.shape[0]), (volume.spacing,) * 3)

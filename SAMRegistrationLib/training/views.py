@@ -99,9 +99,10 @@ def cut_view(source: Source, placement: Placement, shape: tuple[int, int, int]) 
     """Sample image, codes and positions of a view of `shape` voxels (z, y, x)."""
     positions = positions_of(placement, shape)
     mesh = functional.avg_pool3d(positions, FINE_STRIDE)
-    box = _box(source, positions)
-    image = _sample_box(source.image, box, positions, source.spacing, "bilinear", outside=AIR)
-    codes = _sample_box(source.codes, box, mesh, source.spacing, "nearest")[0, 0]
+    voxels = positions / source.spacing
+    box = touched_box(voxels, source.image.shape)
+    image = sample_box(source.image, box, voxels, outside=AIR)
+    codes = sample_box(source.codes, box, mesh / source.spacing, "nearest")[0, 0]
     return View(image, mesh[0], codes, codes != OUTSIDE, placement.matrix * FINE_STRIDE)
 
 
@@ -205,37 +206,40 @@ def positions_of(placement: Placement, shape: tuple[int, int, int]) -> Tensor:
 
 def resample_source(source: Source, positions: Tensor) -> Tensor:
     """HU (1, 1, d, h, w) at positions (1, 3, d, h, w) in mm; air outside the volume."""
-    box = _box(source, positions)
-    return _sample_box(source.image, box, positions, source.spacing, "bilinear", outside=AIR)
+    return sample_at(source.image, positions / source.spacing, outside=AIR)
 
 
-_Box = tuple[slice, slice, slice]
+Box = tuple[slice, slice, slice]
 
 
-def _sample_box(
-    values: Tensor, box: _Box, positions: Tensor, spacing: float, mode: str, *, outside: float = 0.0
+def sample_at(values: Tensor, voxels: Tensor, mode: str = "bilinear", *, outside: float = 0.0) -> Tensor:
+    """Values (1, C, d, h, w) of a volume (1, C, z, y, x) at its voxel positions (1, 3, d, h, w)."""
+    return sample_box(values, touched_box(voxels, values.shape), voxels, mode, outside=outside)
+
+
+def sample_box(
+    values: Tensor, box: Box, voxels: Tensor, mode: str = "bilinear", *, outside: float = 0.0
 ) -> Tensor:
-    """Values of (1, 1, z, y, x) at positions (1, 3, d, h, w) in mm.
+    """Values of (1, C, z, y, x) at voxel positions (1, 3, d, h, w) that touch only a box of it.
 
-    Only the box that the positions touch is converted to float, which is what keeps large volumes cheap.
+    Only the box is converted to float, which is what keeps large volumes cheap.
     """
-    start = positions.new_tensor([part.start for part in reversed(box)])
+    start = voxels.new_tensor([part.start for part in reversed(box)])
     cut = values[:, :, box[0], box[1], box[2]].float() - outside
-    size = positions.new_tensor(cut.shape[:1:-1])
-    voxels = positions.permute(0, 2, 3, 4, 1) / spacing - start
-    cube = (2 * voxels + 1) / size - 1
+    size = voxels.new_tensor(cut.shape[:1:-1])
+    cube = (2 * (voxels.permute(0, 2, 3, 4, 1) - start) + 1) / size - 1
     sampled = functional.grid_sample(cut, cube, mode=mode, padding_mode="zeros", align_corners=False)
     return sampled + outside
 
 
-def _box(source: Source, positions: Tensor) -> _Box:
-    """The voxels (z, y, x) that sampling at `positions` (1, 3, d, h, w) can touch; at least one along each axis.
+def touched_box(voxels: Tensor, shape: tuple[int, ...]) -> Box:
+    """The voxels (z, y, x) that sampling (1, C, z, y, x) at positions can touch; at least one along each axis.
 
     The extent is read from the device in one go, since each reading waits for all that was asked of a GPU before.
     """
-    extent = torch.stack(torch.aminmax(positions[0].flatten(1), dim=1)) / source.spacing
+    extent = torch.stack(torch.aminmax(voxels[0].flatten(1), dim=1))
     slices = []
-    for low, high, size in zip(*extent.flip(1).tolist(), source.image.shape[2:], strict=True):
+    for low, high, size in zip(*extent.flip(1).tolist(), shape[2:], strict=True):
         start = min(max(0, math.floor(low) - 1), size - 1)
         stop = max(start + 1, min(size, math.ceil(high) + 2))
         slices.append(slice(start, stop))

@@ -1,0 +1,1 @@
+"""Training of the networks that predict a displacement between two volumes."""
