@@ -22,6 +22,7 @@ _EXPORTS = {
     "read_image": "image_io",
     "read_labels": "image_io",
     "read_transform": "transform_io",
+    "refine": "refinement",
     "register": "pipeline",
     "write_image": "image_io",
     "write_transform": "transform_io",

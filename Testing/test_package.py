@@ -50,6 +50,7 @@ LAYERS = [
     ["memory_estimate"],
     ["stages"],
     ["pipeline"],
+    ["refinement"],
     ["figure_scene"],
     ["figure"],
     ["training"],

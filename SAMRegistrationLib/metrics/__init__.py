@@ -18,7 +18,12 @@ from .overlap import (
     within,
 )
 from .resources import Stage, StageRecorder, device_peak_memory, peak_memory
-from .similarity import mutual_information, normalized_cross_correlation, similarity
+from .similarity import (
+    mutual_information,
+    normalized_cross_correlation,
+    root_mean_square_difference,
+    similarity,
+)
 from .smoothness import (
     FieldQuality,
     field_quality,
@@ -57,6 +62,7 @@ __all__ = [
     "relative_error",
     "robust_hausdorff_distance",
     "robust_value",
+    "root_mean_square_difference",
     "sdlogj",
     "sdlogj_learn2reg",
     "similarity",

@@ -36,6 +36,12 @@ def mutual_information(
     return _information(*_selected(first, second, mask), bins)
 
 
+def root_mean_square_difference(first: Tensor, second: Tensor, mask: Tensor | None = None) -> float:
+    """The root of the mean squared difference, in the unit of the volumes: HU for CT (RSO, section 4.1)."""
+    a, b = _selected(first, second, mask)
+    return float((a.double() - b.double()).square().mean().sqrt())
+
+
 def _selected(first: Tensor, second: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     if first.shape != second.shape:
         raise ValueError(f"volumes of different shapes: {tuple(first.shape)} and {tuple(second.shape)}")

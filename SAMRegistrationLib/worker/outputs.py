@@ -17,6 +17,7 @@ from ..grid import Grid
 from ..image import Image
 from ..image_io import write_image
 from ..pipeline import RegistrationResult
+from ..refinement import merged
 from ..report import write_report
 from ..transform_io import write_transform
 from ..transforms import AffineTransform, CompositeTransform, Transform
@@ -73,7 +74,8 @@ def write_outputs(
     Raises:
         InputError: if the folder cannot be written.
     """
-    field = whole_field(result.transform, result.fixed.grid)
+    transform = merged(result.transform, result.fixed.grid)
+    field = whole_field(transform, result.fixed.grid)
     files = [
         _File(
             "transform.h5", 24, field.grid.number_of_voxels, lambda path: write_transform(result.transform, path)
@@ -83,7 +85,7 @@ def write_outputs(
     residual = None
     if inverse:
         task.progress("invert", share)
-        inverse_field, residual = inverse_of(result.transform, field, result.moving.grid)
+        inverse_field, residual = inverse_of(transform, field, result.moving.grid)
         files.append(_field_file("inverse.nrrd", inverse_field))
     if "displacement" in wanted:
         files.append(_field_file("displacement.nrrd", result.displacement))
