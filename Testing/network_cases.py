@@ -28,6 +28,13 @@ class NetworkCase:
 
 
 U_NET = {"encoder": [8, 12, 12], "decoder": [12, 12, 12, 8]}
+RECURRENT = {
+    "steps": [2, 2, 1],
+    "radii": [1, 1, 1],
+    "features": 4,
+    "hidden": 8,
+    "filters": 4,
+}
 CASES = {
     "voxelmorph": NetworkCase("voxelmorph", U_NET),
     "voxelmorph, diffeomorphic": NetworkCase("voxelmorph", {**U_NET, "diffeomorphic": True, "squarings": 5}),
@@ -38,6 +45,11 @@ CASES = {
     "residual-u-net": NetworkCase("residual-u-net", {"channels": [8, 12, 16]}),
     "lapirn": NetworkCase("lapirn", {"width": 6}),
     "lapirn, diffeomorphic": NetworkCase("lapirn", {"width": 6, "diffeomorphic": True}),
+    "rwcnet": NetworkCase("rwcnet", RECURRENT),
+    "rwcnet, diffeomorphic": NetworkCase("rwcnet", {**RECURRENT, "diffeomorphic": True, "squarings": 2}),
+    "rwcnet, one resolution": NetworkCase(
+        "rwcnet", {**RECURRENT, "resolutions": [4], "steps": [3], "radii": [2], "correlation": False}
+    ),
 }
 
 

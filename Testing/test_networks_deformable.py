@@ -124,6 +124,7 @@ def test_a_seed_decides_weights_and_result(case, odd_pair):
     assert not torch.equal(results[0], results[2])
 
 
+@pytest.mark.slow
 def test_the_exported_network_computes_the_same(network, odd_pair):
     inputs = odd_pair.inputs_of(network)
     with torch.no_grad():

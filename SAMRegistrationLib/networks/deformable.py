@@ -12,12 +12,13 @@ from typing import Any
 from .deformable_network import DeformableNetwork, Embeddings
 from .lapirn import LapIRN
 from .residual_unet import ResidualUNet
+from .rwcnet import RWCNet
 from .sam_voxelmorph import SAMVoxelMorph
 from .voxelmorph import VoxelMorph
 
 __all__ = ["DEFORMABLE_NETWORKS", "DeformableNetwork", "Embeddings", "build_deformable_network"]
 
-_FAMILY: tuple[type[DeformableNetwork], ...] = (VoxelMorph, SAMVoxelMorph, ResidualUNet, LapIRN)
+_FAMILY: tuple[type[DeformableNetwork], ...] = (VoxelMorph, SAMVoxelMorph, ResidualUNet, LapIRN, RWCNet)
 
 DEFORMABLE_NETWORKS: dict[str, type[DeformableNetwork]] = {network.name: network for network in _FAMILY}
 
