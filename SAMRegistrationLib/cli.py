@@ -10,6 +10,7 @@ from typing import NoReturn
 from . import __version__
 from .errors import Cancelled, NotEnoughMemoryError, RegistrationError, UsageError, is_out_of_memory
 from .models.command import add_models_arguments, run_models
+from .refinement.command import add_refine_arguments, run_refine
 from .training.command import add_train_arguments, run_train
 
 
@@ -115,6 +116,11 @@ def _add_match(subparsers: argparse._SubParsersAction) -> None:
     command.set_defaults(run=_lazily("match_command"))
 
 
+def _add_refine(subparsers: argparse._SubParsersAction) -> None:
+    add_refine_arguments(subparsers)
+    subparsers.choices["refine"].set_defaults(run=run_refine)
+
+
 def _add_presets(subparsers: argparse._SubParsersAction) -> None:
     command = subparsers.add_parser("presets", help="list the presets and when to use them")
     command.set_defaults(run=_lazily("presets_command"))
@@ -159,6 +165,7 @@ _SUBCOMMANDS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (
     _add_evaluate,
     _add_apply,
     _add_match,
+    _add_refine,
     _add_presets,
     _add_models,
     _add_train,

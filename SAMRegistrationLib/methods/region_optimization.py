@@ -9,6 +9,7 @@ what it was wherever v is zero, and folds nowhere unless x + v(x) does.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from ..features.mind import mind_ssc
 from ..field import DisplacementField
-from ..networks.deformable import DeformableNetwork
+from ..models.deformable import DeformableModel, normalized
 from ..solvers.bspline import Part, SplineField
 from ..solvers.cost_volume import Measure
 from ..solvers.region import Level, RegionConfig, RegionVolumes, level_of, optimize_region, windowed
@@ -123,39 +124,31 @@ def optimize_displacement(
 
 def optimize_network(
     pair: RegionPair,
-    network: DeformableNetwork,
+    model: DeformableModel,
     settings: RegionSettings,
     *,
-    from_prediction: bool = False,
     extra_terms: Callable[[Level], Sequence[Term]] | None = None,
     progress: Progress | None = None,
 ) -> RegionResult:
-    """Descend on the weights of a general network, as published; the network given here is not changed.
+    """Descend on the weights of a general network, as published, though from the accepted map.
+
+    The correction is by how much the network's prediction for the region changes while its weights do, so that it
+    begins at nothing. The model given here is not changed.
 
     Args:
         pair: the region.
-        network: a registration network that needs no embeddings.
+        model: predicts displacements, without embeddings.
         settings: see `RegionSettings`; SAM has no place here.
-        from_prediction: begin with what the network predicts for the pair instead of with the accepted map.
         extra_terms, progress: as of `optimize_displacement`.
     """
-    import copy
-
     volumes = _compared(pair, settings.similarity, None)
-    weights = _Weights(
-        copy.deepcopy(network), normalized(pair.fixed), normalized(pair.moving), pair, from_prediction
-    )
+    weights = _Weights(model, pair)
     level = level_of(volumes, 1)
     terms = [*_terms(level, settings.similarity), *(extra_terms(level) if extra_terms else ())]
     config = RegionConfig(settings.iterations, NETWORK_RATE, 1.0, settings.diffusion)
     report = _reporter(progress, 0, settings.iterations)
     losses = optimize_region(weights, volumes, level, terms, config, report).data_losses
     return RegionResult(pair.patch(windowed(weights, volumes)), losses)
-
-
-def normalized(values: Tensor) -> Tensor:
-    """Hounsfield units as networks want them, table 2 of the paper: air is 0, dense bone about 1."""
-    return (values.clamp(min=-1000.0) + 1000.0) / 2000.0
 
 
 class _Spline:
@@ -180,18 +173,15 @@ class _Spline:
 class _Weights:
     """A network's weights as unknowns; the displacement is by how much its prediction has changed."""
 
-    def __init__(
-        self, network: DeformableNetwork, fixed: Tensor, moving: Tensor, pair: RegionPair, from_prediction: bool
-    ) -> None:
-        self._network = network.to(fixed.device).train(False)
+    def __init__(self, model: DeformableModel, pair: RegionPair) -> None:
+        self._network = copy.deepcopy(model.network).to(pair.fixed.device).eval()
         for parameter in self._network.parameters():
             parameter.requires_grad_(True)
-        self._fixed, self._moving = fixed, moving
-        self._voxel = torch.tensor(pair.grid.spacing, device=fixed.device).view(1, 3, 1, 1, 1)
+        self._fixed, self._moving = (normalized(volume, model.window) for volume in (pair.fixed, pair.moving))
+        self._voxel = torch.tensor(pair.grid.spacing, device=pair.fixed.device).view(1, 3, 1, 1, 1)
         with torch.no_grad():
-            predicted = self._predicted()
-        self._initial = torch.zeros_like(predicted) if from_prediction else predicted
-        self._current = predicted - self._initial
+            self._initial = self._predicted()
+        self._current = torch.zeros_like(self._initial)
 
     def parameters(self) -> Sequence[Tensor]:
         return list(self._network.parameters())

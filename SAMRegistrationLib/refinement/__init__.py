@@ -8,10 +8,3 @@ outside stays as it was and every step can be taken back.
 >>> result = register("fixed.nii.gz", "moving.nii.gz")
 >>> better = refine(result, regions=[read_roi("tumor.mrk.json")])
 """
-
-from .landmarks import LandmarkPairs
-from .patch import Patch, merged
-from .refine import RefinementResult, refine
-from .regions import RegionRequest, Side
-
-__all__ = ["LandmarkPairs", "Patch", "RefinementResult", "RegionRequest", "Side", "merged", "refine"]

@@ -15,7 +15,7 @@ from ..features.registry import ExtractorSource, get_extractor
 from ..image import Image
 from ..inputs import TransformLike, VolumeLike, as_mask, as_transform, as_volume
 from ..metrics import StageRecorder
-from ..networks.deformable import DeformableNetwork
+from ..models.deformable import DeformableModel
 from ..pipeline import Progress, RegistrationResult
 from ..roi import RegionOfInterest
 from ..transforms import Transform
@@ -58,7 +58,7 @@ def refine(
     similarity: str = "lncc",
     iterations: int = 400,
     margin_mm: float = 20.0,
-    network: DeformableNetwork | None = None,
+    network: DeformableModel | None = None,
     device: str | torch.device = "auto",
     fixed_mask: VolumeLike | None = None,
     moving_mask: VolumeLike | None = None,
@@ -80,7 +80,7 @@ def refine(
         similarity: what is compared, "lncc", "mse", "mind" or "sam".
         iterations: for each box.
         margin_mm: so far around a box its displacement dies away; nothing changes beyond.
-        network: a general registration network whose weights are the unknowns, as published, instead of the
+        network: a general registration model whose weights are the unknowns, as published, instead of the
             displacement itself.
         device: "auto", "cpu", "cuda" or "cuda:N".
         fixed_mask: label map whose non-zero voxels count.

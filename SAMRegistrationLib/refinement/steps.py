@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ..errors import UsageError
@@ -24,7 +25,7 @@ from ..methods.region_optimization import (
     optimize_network,
 )
 from ..methods.region_volumes import RegionPair, box_on, region_grid, region_pair, whole_grid
-from ..networks.deformable import DeformableNetwork
+from ..models.deformable import DeformableModel
 from ..roi import RegionOfInterest, require_overlap
 from ..solvers.region import Level
 from ..solvers.terms import Term
@@ -54,11 +55,11 @@ class Settings:
     similarity: Similarity
     iterations: int
     margin_mm: float
-    network: DeformableNetwork | None = None
+    network: DeformableModel | None = None
 
     @classmethod
     def checked(
-        cls, similarity: str, iterations: int, margin_mm: float, network: DeformableNetwork | None
+        cls, similarity: str, iterations: int, margin_mm: float, network: DeformableModel | None
     ) -> Settings:
         """From what a user gives.
 
@@ -72,7 +73,7 @@ class Settings:
             raise UsageError("a refinement needs at least one iteration")
         if not margin_mm >= LEAST_MARGIN_MM:
             raise UsageError(f"the margin of a region must be at least {LEAST_MARGIN_MM:g} mm")
-        if network is not None and (network.uses_embeddings or similarity == "sam"):
+        if network is not None and (network.network.uses_embeddings or similarity == "sam"):
             raise UsageError("only networks and similarities that need no embeddings can be refined by weights")
         return cls(Similarity(similarity), iterations, float(margin_mm), network)
 
@@ -122,8 +123,8 @@ class Refiner:
     def whole_image(self, iterations: int, progress: Progress) -> None:
         """Image-specific optimization: the loss of the whole fixed volume."""
         grid = whole_grid(self._volumes[0].grid, MOST_IMAGE_VOXELS)
+        grid = self._suited(grid, grid.extent)
         everywhere = torch.ones(grid.shape)
-        grid, everywhere = self._suited(grid, everywhere)
         pair = self._pair(grid, everywhere > 0, everywhere)
         result = self._optimized(pair, iterations, None, progress)
         self._keep("image", pair, result, {"iterations": iterations})
@@ -139,9 +140,7 @@ class Refiner:
         fixed = self._volumes[0]
         require_overlap(box, fixed.grid, "the fixed volume")
         grid = region_grid(box, self._settings.margin_mm, fixed.grid)
-        if self._settings.similarity is Similarity.SAM:
-            spacing = min(SPACING_MM, float(2 * box.half_size.min() / _FEATURES_PER_SIDE))
-            grid = grid.resampled([max(own, spacing) for own in grid.spacing])
+        grid = self._suited(grid, 2 * box.half_size)
         inside, window = box_on(box, self._settings.margin_mm, grid)
         pair = self._pair(grid, inside, window)
         errors = RegionErrors(box, *self._volumes, self._masks[0])
@@ -163,8 +162,7 @@ class Refiner:
             return
         box = box_around(pairs.fixed)
         grid = region_grid(box, LEAST_MARGIN_MM, self._volumes[0].grid)
-        if self._settings.similarity is Similarity.SAM:
-            grid = grid.resampled([max(own, SPACING_MM) for own in grid.spacing])
+        grid = self._suited(grid, grid.extent)
         inside, window = window_around(pairs.fixed, grid)
         pair = self._pair(grid, inside, window)
         result = self._optimized(pair, self._settings.iterations, pairs, progress)
@@ -184,12 +182,14 @@ class Refiner:
             name, error = pairs.labels[number], remaining[number]
             self._notes.append(f"landmark {name} cannot be met exactly without folding: {error:.1f} mm remain")
 
-    def _suited(self, grid: Grid, values: Tensor) -> tuple[Grid, Tensor]:
-        """A whole image's grid, made coarser where features hold no more."""
+    def _suited(self, grid: Grid, sides: ArrayLike) -> Grid:
+        """The grid at the spacing of features, which hold no finer detail, or of the network's training."""
+        if self._settings.network is not None:
+            return grid.resampled(self._settings.network.spacing)
         if self._settings.similarity is not Similarity.SAM:
-            return grid, values
-        coarser = grid.resampled([max(own, SPACING_MM) for own in grid.spacing])
-        return coarser, torch.ones(coarser.shape)
+            return grid
+        spacing = min(SPACING_MM, float(np.min(sides)) / _FEATURES_PER_SIDE)
+        return grid.resampled([max(own, spacing) for own in grid.spacing])
 
     def _pair(self, grid: Grid, inside: Tensor, window: Tensor) -> RegionPair:
         fixed, moving = self._volumes

@@ -17,7 +17,7 @@ from ..grid import Grid
 from ..image import Image
 from ..image_io import write_image
 from ..pipeline import RegistrationResult
-from ..refinement import merged
+from ..refinement.patch import merged
 from ..report import write_report
 from ..transform_io import write_transform
 from ..transforms import AffineTransform, CompositeTransform, Transform

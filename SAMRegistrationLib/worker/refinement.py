@@ -38,7 +38,9 @@ from ..errors import InputError, UsageError
 from ..files import require_writable_folder
 from ..image import Image
 from ..image_io import read_image
-from ..refinement import LandmarkPairs, RefinementResult, RegionRequest, refine
+from ..refinement.landmarks import LandmarkPairs
+from ..refinement.refine import RefinementResult, refine
+from ..refinement.regions import RegionRequest
 from ..report import describe_input
 from .cache import DeviceCaches
 from .dispatch import Task
