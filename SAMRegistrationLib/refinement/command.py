@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +22,10 @@ def add_refine_arguments(subparsers: argparse._SubParsersAction[argparse.Argumen
     )
     command.add_argument("fixed", metavar="FIXED", help="the fixed volume")
     command.add_argument("moving", metavar="MOVING", help="the moving volume")
-    command.add_argument(
-        "-t", "--transform", metavar="T", required=True, help="what was accepted, fixed to moving"
-    )
+    command.add_argument("-t", "--transform", metavar="T", help="what was accepted, such as transform.h5")
     command.add_argument("-o", "--output", metavar="DIR", required=True, help="folder for the four result files")
+    # A box may begin with a minus, which argparse would take for an option.
+    command._negative_number_matcher = re.compile(r"^-[\d.][-+\d.,e]*$")
     box = "Slicer .mrk.json, or x0,y0,z0,x1,y1,z1 in LPS mm; may be given several times"
     command.add_argument("--roi", metavar="R", action="append", default=[], help=f"box on the fixed volume: {box}")
     command.add_argument("--moving-roi", metavar="R", action="append", default=[], help="box on the moving volume")
