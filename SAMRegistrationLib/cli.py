@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from . import __version__
+from .benchmark.command import add_benchmark_arguments, run_benchmark
 from .errors import Cancelled, NotEnoughMemoryError, RegistrationError, UsageError, is_out_of_memory
 from .models.command import add_models_arguments, run_models
 from .refinement.command import add_refine_arguments, run_refine
@@ -136,6 +137,11 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     subparsers.choices["train"].set_defaults(run=run_train)
 
 
+def _add_benchmark(subparsers: argparse._SubParsersAction) -> None:
+    add_benchmark_arguments(subparsers)
+    subparsers.choices["benchmark"].set_defaults(run=run_benchmark)
+
+
 def _add_doctor(subparsers: argparse._SubParsersAction) -> None:
     command = subparsers.add_parser("doctor", help="say what this machine offers and what is missing")
     command.set_defaults(run=_lazily("doctor_command"))
@@ -169,6 +175,7 @@ _SUBCOMMANDS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (
     _add_presets,
     _add_models,
     _add_train,
+    _add_benchmark,
     _add_doctor,
     _add_demo,
 )

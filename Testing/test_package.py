@@ -55,6 +55,7 @@ LAYERS = [
     ["figure"],
     ["training"],
     ["worker"],
+    ["benchmark"],
     ["demo", "cohort", "doctor", "commands", "cli"],
     ["__main__"],
 ]

@@ -1,9 +1,9 @@
-"""Choose the benchmark pairs once, by a seed, and write pairs.json.
+"""Choose the pairs of the shipped suites once, by a seed, and write SAMRegistrationLib/benchmark/suites/*.json.
 
     python -m Testing.benchmarks.choose_pairs --data ../shared/data
 
-Run again it gives the same file. OpenKBP pairs come only from the subjects that training never sees
-(Testing/training_split.json); every one of them is the fixed volume of one pair and the moving one of another.
+Run again it gives the same files. OpenKBP pairs come only from the subjects that training never sees
+(Testing/training_split.json); every one of them is the fixed volume of two pairs and the moving one of two others.
 """
 
 from __future__ import annotations
@@ -17,17 +17,21 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from .geometry import FloatArray, center_of, rigid_about, rotation
-from .pairs import PAIRS_FILE
+from SAMRegistrationLib.benchmark.geometry import FloatArray, center_of, rigid_about, rotation
+from SAMRegistrationLib.benchmark.starts import drawn_turn
+from SAMRegistrationLib.benchmark.suite import FOLDER
+
+from .suite_texts import DESCRIPTIONS, FEATURE_METHODS, METHODS, REFERENCES, START_METHODS
 
 SEED = 20261122
+STARTS_SEED = 20261123
 SPLIT_FILE = Path(__file__).resolve().parents[1] / "training_split.json"
 # These two MR lie more than 6 mm off their CT: shifting them raises the mutual information, which it does for
 # none of the other ten beyond the noise. Their "identity" is no reference.
 MISALIGNED_LIMBS = ("sts001_ct_mr", "sts016_ct_mr")
 MAX_ROTATION_DEGREES = 20.0
 MAX_TRANSLATION_MM = 30.0
-HARD_START_FAMILIES = ["starts_turned_45", "starts_turned_90", "starts_cut"]
+FIRST_OPENKBP_PAIRS = 20
 
 TRUNK_GROUPS = {
     "solid organs": (1, 2, 3, 5, 7, 9),
@@ -38,6 +42,7 @@ TRUNK_GROUPS = {
     "muscles": (86, 87, 88, 89),
     "ribs and cartilage": (101, 102, 117),
 }
+OVERLAPS = ("tcga_chest_abdomen", "lidc0405_ts_example")
 OPEN_ENDED_TRUNK = (18, 20, 52, 63, 79, 86, 87, 88, 89)
 
 Entry = dict[str, Any]
@@ -47,36 +52,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="the data folder, with manifest.json")
     data = parser.parse_args().data
-    table = choose(json.loads((data / "manifest.json").read_text()), data)
-    PAIRS_FILE.write_text(json.dumps(table, indent=1) + "\n")
-    print(f"{len(table['pairs'])} pairs written to {PAIRS_FILE.name}")
+    for name, suite in choose(json.loads((data / "manifest.json").read_text()), data).items():
+        (FOLDER / f"{name}.json").write_text(json.dumps(suite, indent=1) + "\n")
+        print(f"{name}: {len(suite['pairs'])} pairs")
 
 
-def choose(manifest: Entry, data: Path) -> Entry:
-    """The content of pairs.json: suites, label tables and pairs."""
+def choose(manifest: Entry, data: Path) -> dict[str, Entry]:
+    """The content of every shipped suite of real volumes, by name."""
     items = {item["name"]: item for item in manifest["items"]}
-    pairs = [
-        *_openkbp_pairs(items),
-        *_trunk_pairs(items),
-        *_brain_pairs(manifest, items),
-        *_limb_pairs(manifest, items, data),
-    ]
-    return {
-        "seed": SEED,
-        "data_version": manifest["version"],
-        "suites": _suites(pairs),
-        "label_tables": _label_tables(manifest["label_schemes"]),
-        "pairs": pairs,
+    tables = _label_tables(manifest["label_schemes"])
+    openkbp, trunk = _openkbp_pairs(items), _trunk_pairs(items)
+    pairs = {
+        "openkbp_inter": openkbp,
+        "chest_abdomen": [pair for pair in trunk if pair["family"] in OVERLAPS],
+        "cbct_ct": [pair for pair in trunk if pair["family"] == "panc001"],
+        "breathing": [pair for pair in trunk if pair["family"] == "plm_4dct"],
+        "limbs": _limb_pairs(manifest, items, data),
+        "brain": _brain_pairs(manifest, items),
+        "features": [*openkbp[:FIRST_OPENKBP_PAIRS], *trunk],
+        "hard_starts": _hard_starts(openkbp[:FIRST_OPENKBP_PAIRS], tables["openkbp"]),
+    }
+    methods = {"features": FEATURE_METHODS, "hard_starts": START_METHODS}
+    suites = {
+        name: _suite(name, entries, tables, methods.get(name, METHODS), manifest["version"])
+        for name, entries in pairs.items()
+    }
+    included = [f"{name}.json" for name in pairs if name not in methods]
+    return suites | {
+        "all": {"name": "all", "description": DESCRIPTIONS["all"], "include": included, "seed": SEED, "pairs": []}
     }
 
 
-def _suites(pairs: list[Entry]) -> dict[str, list[str]]:
-    features = list(dict.fromkeys(pair["family"] for pair in pairs if "labels" in pair))
+def _suite(name: str, pairs: list[Entry], tables: Entry, methods: list[str], version: str) -> Entry:
+    used = {pair["labels"] for pair in pairs if "labels" in pair}
     return {
-        "issue2": list(dict.fromkeys(pair["family"] for pair in pairs)),
-        "features": features,
-        "starts": HARD_START_FAMILIES,
-        "issue3": [*features, *HARD_START_FAMILIES],
+        "name": name,
+        "description": DESCRIPTIONS[name],
+        "seed": SEED,
+        "datasets": {"dev_pack": {"kind": "files", "version": version}},
+        "label_tables": {key: rows for key, rows in tables.items() if key in used},
+        "pairs": pairs,
+        "methods": methods,
+        "references": REFERENCES.get(name, []),
     }
 
 
@@ -112,12 +129,33 @@ def _label_tables(schemes: Entry) -> dict[str, list[Entry]]:
 
 
 def _openkbp_pairs(items: Entry) -> list[Entry]:
+    """Every subject with its next and its next but one, in a drawn circle."""
     subjects = sorted(json.loads(SPLIT_FILE.read_text())["validation"])
     ring = random.Random(SEED).sample(subjects, len(subjects))
     return [
         _entry(items, f"{fixed}__{moving}", "openkbp_inter", fixed, moving, start="centers", labels="openkbp")
-        for fixed, moving in zip(ring, ring[1:] + ring[:1], strict=True)
+        for steps in (1, 2)
+        for fixed, moving in zip(ring, ring[steps:] + ring[:steps], strict=True)
     ]
+
+
+def _hard_starts(pairs: list[Entry], labels: list[Entry]) -> list[Entry]:
+    """Every pair turned by 45 and by 90 degrees, and cut; the families are called after the start."""
+    organs = [row["value"] for row in labels if not row["open_ended"]]
+    return [
+        pair | {"name": f"{pair['name']}_{kind}", "family": f"starts_{kind}", "hard_start": start}
+        for number, pair in enumerate(pairs)
+        for kind, start in (
+            ("turned_45", _turn(45.0, number)),
+            ("turned_90", _turn(90.0, number)),
+            ("cut", {"cut": organs}),
+        )
+    ]
+
+
+def _turn(degrees: float, number: int) -> Entry:
+    turn = drawn_turn(degrees, (STARTS_SEED, number, int(degrees)))
+    return {"turn": turn.degrees, "shift": list(turn.shift)}
 
 
 def _trunk_pairs(items: Entry) -> list[Entry]:
@@ -161,6 +199,8 @@ def _brain_pairs(manifest: Entry, items: Entry) -> list[Entry]:
         reference = items[pair["fixed"]]["reference_transform"]
         entry = _entry(items, pair["name"], "brain_mr", pair["fixed"], pair["moving"], start="identity")
         entry["truth"] = {"mask": "head", **_brain_truth(reference)}
+        # The phantoms are called after their weighting, T1 or PD.
+        entry["same_contrast"] = pair["fixed"].split("_")[1] == pair["moving"].split("_")[1]
         entries.append(entry)
     return entries
 
@@ -184,7 +224,7 @@ def _limb_pairs(manifest: Entry, items: Entry, data: Path) -> list[Entry]:
     for name in sorted(names - set(MISALIGNED_LIMBS)):
         subject = name.split("_")[0]
         fixed, moving = f"{subject}_ct", f"{subject}_mrt1"
-        entry = _entry(items, name, "sts_ct_mr", fixed, moving, start="identity")
+        entry = _entry(items, name, "sts_ct_mr", fixed, moving, start="identity", same_contrast=False)
         offset = (
             _random_offset(generator, center_of(sitk.ReadImage(str(data / items[moving]["file"]))))
             .round(9)
@@ -205,7 +245,8 @@ def _random_offset(generator: np.random.Generator, center: FloatArray) -> FloatA
 
 
 def _entry(items: Entry, name: str, family: str, fixed: str, moving: str, **more: Any) -> Entry:
-    entry: Entry = {"name": name, "family": family, "fixed": items[fixed]["file"], "moving": items[moving]["file"]}
+    entry: Entry = {"name": name, "dataset": "dev_pack", "family": family}
+    entry |= {"fixed": items[fixed]["file"], "moving": items[moving]["file"]}
     if "labels" in more:
         for role, item in (("fixed", items[fixed]), ("moving", items[moving])):
             files = [label["file"] for label in item["labels"]]

@@ -1,0 +1,64 @@
+"""Greedy (Yushkevich) by the package picsl_greedy: affine, or affine and greedy diffeomorphic deformation.
+
+Setting (`stages`): as its documentation advises: affine with normalized cross-correlation (radius 2 voxels) where
+contrasts agree and mutual information where they differ, 100 x 50 x 20 iterations; then deformation with the same
+metric, 100 x 50 x 20 iterations, gradients smoothed by 2 voxels and the field by 0.7 voxels.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+
+from .contract import Matrix, NotInstalled, Outcome, Task
+from .volumes import FLIP, read_matrix_file, written_nonnegative
+
+ITERATIONS = "100x50x20"
+SMOOTHING = "2vox 0.7vox"
+
+
+def load() -> None:
+    """Nothing else is needed than the package itself."""
+    try:
+        import picsl_greedy  # noqa: F401
+    except ImportError as error:
+        raise NotInstalled("Greedy is not installed: pip install picsl_greedy==1.4.0.3") from error
+
+
+def register(task: Task) -> Outcome:
+    """The requested stages; the affine one is skipped where a start is given."""
+    from picsl_greedy import Greedy3D
+
+    stages = task.settings.get("stages", ["affine", "deformable"])
+    names = ("fixed", "moving")
+    fixed, moving = (written_nonnegative(getattr(task, name), task.folder, name) for name in names)
+    begin, affine, warp = (task.folder / name for name in ("begin.mat", "affine.mat", "warp.nii.gz"))
+    np.savetxt(begin, to_ras(task.begin), fmt="%.12g")
+    metric = "NCC 2x2x2" if task.same_contrast else "NMI"
+    common = f"-d 3 -threads {task.threads} -i {fixed} {moving} -n {ITERATIONS} -m {metric}"
+    greedy, seconds = Greedy3D(), {}
+    if "affine" in stages and task.start is None:
+        began = time.perf_counter()
+        greedy.execute(f"{common} -a -dof 12 -ia {begin} -o {affine}")
+        seconds["affine"] = time.perf_counter() - began
+    else:
+        affine = begin
+    matrix = from_ras(read_matrix_file(affine))
+    settings = {"metric": metric, "iterations": ITERATIONS, "smoothing": SMOOTHING}
+    if "deformable" not in stages:
+        return Outcome((matrix,), seconds, settings)
+    began = time.perf_counter()
+    greedy.execute(f"{common} -s {SMOOTHING} -it {affine} -o {warp}")
+    seconds["deformable"] = time.perf_counter() - began
+    return Outcome((Path(warp), matrix), seconds, settings)
+
+
+def to_ras(matrix: Matrix) -> Matrix:
+    """An LPS world matrix as Greedy reads it: RAS, from the fixed to the moving world."""
+    return FLIP @ matrix @ FLIP
+
+
+from_ras = to_ras
+"""The way back is the same: two axes are flipped."""
