@@ -10,16 +10,21 @@ import SimpleITK as sitk
 
 from .contract import Matrix
 
+AIR_HU = -1024.0
 LARGEST_INTENSITY = 3000.0
 FLIP = np.diag([-1.0, -1.0, 1.0, 1.0])
 """From LPS to RAS and back."""
 
 
 def read_nonnegative(path: Path) -> sitk.Image:
-    """A volume as float, from 0 (so that centers of mass make sense) and without the brightest metal."""
+    """A volume as float, from 0 (so that centers of mass make sense) and without the brightest metal.
+
+    0 is air for every CT, so that two of them stay comparable, and the smallest value of another volume.
+    """
     image = sitk.ReadImage(str(path), sitk.sitkFloat32)
-    lowest = float(np.min(sitk.GetArrayViewFromImage(image)))
-    return sitk.Clamp(image - lowest, sitk.sitkFloat32, 0, LARGEST_INTENSITY)
+    lowest = lowest_value(image)
+    darkest = AIR_HU if lowest < AIR_HU / 2 else lowest
+    return sitk.Clamp(image - darkest, sitk.sitkFloat32, 0, LARGEST_INTENSITY)
 
 
 def written_nonnegative(path: Path, folder: Path, name: str) -> Path:
