@@ -136,11 +136,13 @@ def match_command(options: argparse.Namespace) -> int:
 
 def presets_command(_: argparse.Namespace) -> int:
     """`samreg presets`."""
-    from .presets import load_preset, preset_names
+    from .presets import load_preset, preset_names, usable_preset_names
 
+    usable = usable_preset_names()
     for name in preset_names():
         preset = load_preset(name)
-        print(f"{name:16} {preset.summary}  [features: {preset.features}]")
+        missing = "" if name in usable else "; no weights are installed for its network"
+        print(f"{name:16} {preset.summary}  [features: {preset.features}{missing}]")
     return 0
 
 

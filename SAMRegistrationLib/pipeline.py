@@ -28,7 +28,7 @@ from .metrics import StageRecorder, field_quality
 from .presets import Preset, load_preset
 from .report import build_report, describe_input, similarity_under, write_report
 from .sampling import Interpolation, Outside
-from .stages import check_stages, run_stage, stage_labels
+from .stages import check_stages, require_models, run_stage, stage_labels
 from .transform_io import write_transform
 from .transforms import CompositeTransform, Transform, transform_points
 
@@ -123,6 +123,7 @@ def register(
     """
     chosen = preset if isinstance(preset, Preset) else load_preset(preset)
     check_stages(chosen.stages)
+    require_models(chosen.stages)
     target = resolve_device(device)
     labels = stage_labels(chosen.stages)
     shares = {label: stage.share for label, stage in zip(labels, chosen.stages, strict=True)}

@@ -12,10 +12,12 @@ from .methods.align import align_stage
 from .methods.convex_search import convex_search
 from .methods.convexadam import convexadam
 from .methods.instance_optimization import instance_optimization
+from .methods.learned import learned
 from .methods.message_passing import message_passing
 from .methods.problem import Problem
 from .methods.sam_coarse import sam_coarse
 from .methods.samconvex import samconvex
+from .models.deformable import find_deformable
 from .presets import Stage
 from .transforms import Transform
 
@@ -23,6 +25,7 @@ DEFORMABLE: dict[str, Callable[..., Tensor]] = {
     "convex_search": convex_search,
     "convexadam": convexadam,
     "instance_optimization": instance_optimization,
+    "learned": learned,
     "message_passing": message_passing,
     "sam_coarse": sam_coarse,
     "samconvex": samconvex,
@@ -49,6 +52,17 @@ def check_stages(stages: Iterable[Stage]) -> None:
                 f'a preset gives the stage "{stage.name}" the unknown setting "{unknown[0]}"; '
                 f"there are {', '.join(sorted(names))}"
             )
+
+
+def require_models(stages: Iterable[Stage]) -> None:
+    """Refuse, before any work, stages whose network there are no weights for.
+
+    Raises:
+        UsageError: saying how to come by them.
+    """
+    for stage in stages:
+        if stage.name == "learned":
+            find_deformable(stage.settings["network"], stage.settings.get("model"))
 
 
 def stage_labels(stages: Iterable[Stage]) -> list[str]:

@@ -11,7 +11,7 @@ from phantoms import PhantomPair, phantom_pair
 
 from SAMRegistrationLib import register
 from SAMRegistrationLib.errors import InputError, UsageError
-from SAMRegistrationLib.presets import load_preset, preset_names
+from SAMRegistrationLib.presets import load_preset, preset_names, usable_preset_names
 from SAMRegistrationLib.stages import DEFORMABLE
 
 REQUIRED = {"affine", "convexadam", "default", "rigid", "samconvex", "samconvex-io"}
@@ -21,13 +21,18 @@ LARGEST_MEAN_ERROR_MM = {"rigid": 4.5, "affine": 3.5}
 """A linear map cannot follow the deformation; all others must come within a working voxel on average."""
 
 
+def for_mind() -> list[str]:
+    """The presets that run with MIND features and without weights."""
+    return [name for name in preset_names() if not load_preset(name).networks]
+
+
 @pytest.fixture(scope="module")
 def pair() -> PhantomPair:
     return phantom_pair(4.0)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in preset_names()]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in for_mind()]
 )
 def test_every_preset_improves_the_pair_without_folds(pair: PhantomPair, name: str) -> None:
     found = register(pair.fixed, pair.moving, preset=name, model="mind")
@@ -61,6 +66,7 @@ def test_lighter_presets_exist_and_never_lead_back(name: str) -> None:
 
 def test_the_presets_of_the_contract_are_there() -> None:
     assert set(preset_names()) >= REQUIRED
+    assert set(usable_preset_names()) >= REQUIRED
 
 
 def content(**changes: Any) -> dict[str, Any]:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..features.base import FeatureExtractor
+from ..features.base import FeatureMap
 from ..features.mind import MindExtractor
 from ..solvers.convexadam import average_blocks
 from ..solvers.folding import remove_folds
 from ..solvers.instance_optimization import OptimizationConfig, OptimizationResult, optimize
 from ..solvers.ops import upsample, warp
-from ..solvers.terms import CorrelationTerm, FeatureTerm, Term
-from .problem import Problem, at_shape
+from ..solvers.terms import CorrelationTerm, FeatureTerm, SquaredDifferenceTerm, Term
+from .problem import Problem, TrainedObjective, at_shape
 
 _LOSSES_COMPARED = 8
 """Last iterations whose mean loss says which descent ended lower; one round of the usual lattice."""
@@ -33,6 +35,7 @@ def instance_optimization(
     lattice: int = 2,
     block: int = 1,
     from_rest: bool = False,
+    as_trained: bool = False,
     **settings: Any,
 ) -> Tensor:
     """Improve the displacement by descending on feature, intensity and smoothness terms.
@@ -47,6 +50,10 @@ def instance_optimization(
             which they attract; the field gets their resolution.
         from_rest: descend also from no displacement, on blocks of twice the size first, and keep the field that
             ends with the lower loss: a search that went astray does no harm then.
+        as_trained: go on with what the network behind the displacement was trained on, its weights and constants,
+            instead of the weights given here. Other features have their minimum elsewhere, and a descent on them
+            undoes what the network has learned where displacements are small (RWCNet, chapter 4). The field
+            keeps its grid.
         settings: of `OptimizationConfig`: iterations, learning_rate, diffusion, folding and so on.
 
     Returns:
@@ -60,8 +67,13 @@ def instance_optimization(
     except TypeError as error:
         raise InputError(f"instance_optimization has no such setting: {error}") from error
     from_rest = from_rest and problem.displacement is not None
-    weights = feature_weight, mind_weight, correlation_weight
-    descent = _Descent(problem, config, weights, lattice, expected=3 if from_rest else 1)
+    weights = Weights(feature_weight, mind_weight, correlation_weight)
+    grid = None
+    if as_trained and problem.trained is not None and problem.displacement is not None:
+        weights = Weights.trained(problem.trained)
+        config = replace(config, diffusion=problem.trained.losses.get("diffusion", config.diffusion))
+        grid = tuple(problem.displacement.shape[2:])
+    descent = _Descent(problem, config, weights, lattice, expected=3 if from_rest else 1, grid=grid)
     results = {"found": descent(problem.displacement, block)}
     if from_rest:
         wide = descent(None, _FIRST_BLOCK_FROM_REST * block)
@@ -78,58 +90,117 @@ def instance_optimization(
     return remove_folds(best.u)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """The weights of the terms, and their constants.
+
+    Args:
+        features: of the cosine distance of the problem's own fine features.
+        mind: of that of MIND-SSC, beside the problem's features or where they are MIND.
+        correlation: of the local correlation of the intensities.
+        coarse: of the cosine distance of the problem's coarse features.
+        squares: of the squared difference of the intensities.
+        radius: half width of the windows of the correlation.
+        normalization: of the intensities for `correlation` and `squares`, or None for values as they are.
+    """
+
+    features: float = 0.0
+    mind: float = 0.0
+    correlation: float = 0.0
+    coarse: float = 0.0
+    squares: float = 0.0
+    radius: int = 3
+    normalization: Callable[[Tensor], Tensor] | None = None
+
+    @classmethod
+    def trained(cls, objective: TrainedObjective) -> Weights:
+        """Those of a network's training."""
+        losses = objective.losses
+        share = losses.get("coarse_share", 0.0)
+        return cls(
+            features=losses.get("sam", 0.0) * (1 - share),
+            mind=losses.get("mind", 0.0),
+            correlation=losses.get("lncc", 0.0) + losses.get("ncc", 0.0),
+            coarse=losses.get("sam", 0.0) * share,
+            squares=losses.get("mse", 0.0),
+            radius=int(losses.get("radius", cls.radius)),
+            normalization=objective.normalization,
+        )
+
+
 def _final_loss(result: OptimizationResult) -> float:
     last = result.losses[-_LOSSES_COMPARED:]
     return sum(last) / len(last)
 
 
 class _Descent:
-    """Descends on one sum of terms, on blocks of any size; `expected` descents make up the whole progress."""
+    """Descends on one sum of terms, on blocks of any size; `expected` descents make up the whole progress.
+
+    The field lies on `grid` (z, y, x), by default on that of the finest features.
+    """
 
     def __init__(
         self,
         problem: Problem,
         config: OptimizationConfig,
-        weights: tuple[float, float, float],
+        weights: Weights,
         lattice: int,
         expected: int,
+        grid: tuple[int, ...] | None = None,
     ) -> None:
-        feature_weight, mind_weight, correlation_weight = weights
         self.problem = problem
         self.config = config
-        self.correlation_weight = correlation_weight
+        self.weights = weights
         self.lattice = lattice
         self.expected = expected
+        self.grid = grid
         self.done = 0
-        self.weights: list[tuple[FeatureExtractor, float]] = [(problem.extractor, feature_weight)]
-        if problem.extractor.name == "mind":
-            self.weights = [(problem.extractor, mind_weight or feature_weight)]
-        elif mind_weight > 0:
-            self.weights.append((MindExtractor(device=problem.device), mind_weight))
         # The same for all descents, so that their losses can be compared.
         self.voxel_weight = _voxel_weight(problem)
 
     def __call__(self, found: Tensor | None, block: int) -> OptimizationResult:
-        features = [self._feature_term(*pair, block) for pair in self.weights if pair[1] > 0]
-        shape = features[0].shape if features else tuple(n // (2 * block) for n in self.problem.grid.shape)
-        terms: list[Term] = [*features]
-        if self.correlation_weight > 0:
-            fixed, moving = (at_shape(volume, shape) for volume in self.problem.volumes())
-            terms.append(CorrelationTerm(fixed, moving, weight=self.correlation_weight))
+        features = list(self._feature_terms(block))
+        shape = self.grid or (
+            features[0].shape if features else tuple(n // (2 * block) for n in self.problem.grid.shape)
+        )
         nothing = torch.zeros((1, 3, *shape), device=self.problem.device)
         start = nothing if found is None else upsample(found, shape)
-        result = optimize(start, terms, self.config, callback=self._report)
+        result = optimize(start, [*features, *self._intensity_terms(shape)], self.config, callback=self._report)
         self.done += 1
         return result
 
-    def _feature_term(self, extractor: FeatureExtractor, weight: float, block: int) -> FeatureTerm:
-        fixed, moving = (
-            average_blocks(features.fine.data, block) for features in self.problem.features(extractor)
-        )
+    def _feature_terms(self, block: int) -> Iterator[FeatureTerm]:
+        """The finest first, whose grid the field gets."""
+        weights, own = self.weights, self.problem.extractor
+        weight = (weights.mind or weights.features) if own.name == "mind" else weights.features
+        if weight > 0:
+            yield self._feature_term([features.fine for features in self.problem.features()], weight, block)
+        if weights.mind > 0 and own.name != "mind":
+            mind = self.problem.features(MindExtractor(device=self.problem.device))
+            yield self._feature_term([features.fine for features in mind], weights.mind, block)
+        coarse = [features.coarse for features in self.problem.features()] if weights.coarse > 0 else []
+        maps = [features for features in coarse if features is not None]
+        if maps:
+            yield self._feature_term(maps, weights.coarse, 1)
+
+    def _feature_term(self, maps: list[FeatureMap], weight: float, block: int) -> FeatureTerm:
+        fixed, moving = (average_blocks(features.data, block) for features in maps)
         voxel_weight = self.voxel_weight
         if voxel_weight is not None:
             voxel_weight = at_shape(voxel_weight, tuple(fixed.shape[2:]))
         return FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=self.lattice)
+
+    def _intensity_terms(self, shape: tuple[int, ...]) -> Iterator[Term]:
+        weights = self.weights
+        if weights.correlation <= 0 and weights.squares <= 0:
+            return
+        fixed, moving = (at_shape(volume, shape) for volume in self.problem.volumes())
+        if weights.normalization is not None:
+            fixed, moving = weights.normalization(fixed), weights.normalization(moving)
+        if weights.correlation > 0:
+            yield CorrelationTerm(fixed, moving, weight=weights.correlation, radius=weights.radius)
+        if weights.squares > 0:
+            yield SquaredDifferenceTerm(fixed, moving, weight=weights.squares)
 
     def _report(self, iteration: int, _: float) -> None:
         share = (iteration + 1) / self.config.iterations

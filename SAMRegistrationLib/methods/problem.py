@@ -15,7 +15,7 @@ from ..features.mind import MindExtractor
 from ..field import DisplacementField
 from ..grid import Grid
 from ..image import Image
-from ..sampling import Interpolation, sample, voxel_mesh
+from ..sampling import Interpolation, Outside, sample, voxel_mesh
 from ..solvers.ops import upsample
 from ..transforms import AffineTransform, CompositeTransform, Transform
 
@@ -43,6 +43,19 @@ class WarpedVolume:
     valid: Tensor
 
 
+@dataclass(frozen=True)
+class TrainedObjective:
+    """What the network that predicted a displacement was trained on, for an optimization that goes on from there.
+
+    Args:
+        losses: weights and constants by the names of the training's configuration.
+        normalization: of the intensities.
+    """
+
+    losses: dict[str, float]
+    normalization: Callable[[Tensor], Tensor]
+
+
 @dataclass
 class Problem:
     """A pair of volumes on its way to a transform.
@@ -56,6 +69,7 @@ class Problem:
         initial: the map that follows the displacement, usually affine.
         displacement: (1, 3, z, y, x) in voxels of its own shape over the working grid's box; None before a
             deformable method ran.
+        trained: what the network behind the displacement was trained on, where one has run.
         seed: of everything random.
         warnings: sentences for the user.
         details: what the stages found, for the report.
@@ -72,6 +86,7 @@ class Problem:
     moving_mask: Tensor | None = None
     initial: Transform = field(default_factory=AffineTransform)
     displacement: Tensor | None = None
+    trained: TrainedObjective | None = None
     seed: int = 0
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
@@ -98,6 +113,25 @@ class Problem:
         """The whole map found so far, from the fixed to the moving world."""
         found = self.field()
         return self.initial if found is None else CompositeTransform([found, self.initial])
+
+    def after_existing(self, found: Tensor) -> Tensor:
+        """The displacement of going through `found` first and then through the current one, if there is one.
+
+        Args:
+            found: (1, 3, z, y, x) in voxels of its own shape over the working grid's box.
+
+        Returns:
+            The same on the finer of both grids.
+        """
+        existing = self.field()
+        if existing is None:
+            return found
+        shape = tuple(max(a, b) for a, b in zip(existing.data.shape[2:], found.shape[2:], strict=True))
+        common = self.grid.resized(shape[::-1])
+        first = DisplacementField.from_voxels(found, self.grid.resized(found.shape[:1:-1]))
+        first = first.resampled(common, Outside.EDGE)
+        second = existing if existing.grid.size == common.size else existing.resampled(common)
+        return second.compose(first).to_voxels()
 
     def warped(self, displacement: Tensor | None = None) -> WarpedVolume:
         """The moving volume on the working grid, under `displacement` (the current one by default)."""

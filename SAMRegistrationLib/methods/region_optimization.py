@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ..features.mind import mind_ssc
 from ..field import DisplacementField
-from ..models.deformable import DeformableModel, normalized
+from ..models.deformable import DeformableModel
 from ..solvers.bspline import Part, SplineField
 from ..solvers.cost_volume import Measure
 from ..solvers.region import Level, RegionConfig, RegionVolumes, level_of, optimize_region, windowed
@@ -177,7 +177,7 @@ class _Weights:
         self._network = copy.deepcopy(model.network).to(pair.fixed.device).eval()
         for parameter in self._network.parameters():
             parameter.requires_grad_(True)
-        self._fixed, self._moving = (normalized(volume, model.window) for volume in (pair.fixed, pair.moving))
+        self._fixed, self._moving = (model.normalization(volume) for volume in (pair.fixed, pair.moving))
         self._voxel = torch.tensor(pair.grid.spacing, device=pair.fixed.device).view(1, 3, 1, 1, 1)
         with torch.no_grad():
             self._initial = self._predicted()

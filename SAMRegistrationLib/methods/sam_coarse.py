@@ -17,11 +17,8 @@ from ..alignment.feature_alignment import body_grid
 from ..body import body_mask
 from ..errors import InputError
 from ..features.base import FeatureMap, Features
-from ..field import DisplacementField
-from ..grid import Grid
 from ..matching import FeatureIndex, match_points
 from ..resampling import smooth
-from ..sampling import Outside
 from .problem import Problem, with_mind
 
 INTERPOLATED, OPTIMIZED = "interpolated", "optimized"
@@ -86,7 +83,7 @@ def sam_coarse(
         found = interpolated_field(matches, shape)
     else:
         found = optimized_field(matches, shape, iterations=iterations, step=step, diffusion=diffusion)
-    return _after_existing(problem, found)
+    return problem.after_existing(found)
 
 
 def consistent_matches(
@@ -218,16 +215,3 @@ def interpolated_field(
         sigma = width * 2**scale
         spread += 1e-3**scale * torch.cat([smooth(total[:, c : c + 1], (sigma,) * 3) for c in range(4)], dim=1)
     return spread[:, :3] / spread[:, 3:].clamp(min=1e-20)
-
-
-def _after_existing(problem: Problem, found: Tensor) -> Tensor:
-    """The found displacement followed by the one that the problem already has."""
-    existing = problem.field()
-    if existing is None:
-        return found
-    grid: Grid = existing.grid
-    shape = tuple(max(a, b) for a, b in zip(existing.data.shape[2:], found.shape[2:], strict=True))
-    common = problem.grid.resized(shape[::-1])
-    first = DisplacementField.from_voxels(found, problem.grid.resized(found.shape[:1:-1]))
-    first = first.resampled(common, Outside.EDGE)
-    return (existing if grid.size == common.size else existing.resampled(common)).compose(first).to_voxels()

@@ -106,7 +106,12 @@ def verify(entry: ModelEntry) -> None:
     Raises:
         InputError: if not, saying which of the three.
     """
-    build_network(entry)
+    from .deformable import is_deformable, load_deformable
+
+    if is_deformable(entry.architecture):
+        load_deformable(entry)
+    else:
+        build_network(entry)
 
 
 def load_weights(entry: ModelEntry) -> dict[str, Tensor]:
@@ -130,11 +135,18 @@ def load_weights(entry: ModelEntry) -> dict[str, Tensor]:
 
 
 def build_network(entry: ModelEntry) -> EmbeddingNetwork:
-    """The network of a model with its weights, in evaluation mode on the CPU, float32.
+    """The embedding network of a model with its weights, in evaluation mode on the CPU, float32.
 
     Raises:
-        InputError: as `load_weights`, or if the weights do not fit the architecture.
+        InputError: as `load_weights`, or if the weights do not fit the architecture or are of another kind.
     """
+    from .deformable import is_deformable
+
+    if is_deformable(entry.architecture):
+        raise InputError(
+            f"the model {entry.name} predicts displacements and gives no features; it is used by the presets of "
+            f"its network, {entry.architecture}"
+        )
     return find_architecture(entry.architecture).with_weights(load_weights(entry), entry.configuration)
 
 

@@ -21,12 +21,15 @@ def add_models_arguments(subparsers: argparse._SubParsersAction[argparse.Argumen
     verify = actions.add_parser("verify", help="check that weights are there, unchanged and fit")
     verify.add_argument("names", metavar="NAME", nargs="*", help="all models by default")
     bring = actions.add_parser(
-        "import", help="import a published SAM or UAE checkpoint, or own weights, from a local file"
+        "import", help="import a published SAM, UAE or LapIRN checkpoint, or own weights, from a local file"
     )
     bring.add_argument("file", metavar="FILE", type=Path)
     bring.add_argument("--name", help="how to call the model (by default the file's name)")
     bring.add_argument("--licence", help="licence of the weights, for the catalogue")
     bring.add_argument("--training-data", help="what the model was trained on, for the catalogue")
+    bring.add_argument(
+        "--diffeomorphic", action="store_true", help="the LapIRN checkpoint is of the diffeomorphic variant"
+    )
     remove = actions.add_parser("remove", help="delete an imported model")
     remove.add_argument("name", metavar="NAME")
 
@@ -95,12 +98,17 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _import(arguments: argparse.Namespace) -> int:
+    from .deformable import is_deformable
     from .importer import import_checkpoint
 
     stated = {"licence": arguments.licence, "training_data": arguments.training_data}
     given = {name: value for name, value in stated.items() if value}
-    entry = import_checkpoint(arguments.file, arguments.name or arguments.file.stem, **given)
-    print(f"imported as {entry.name}; use it with --model {entry.name}")
+    name = arguments.name or arguments.file.stem
+    entry = import_checkpoint(arguments.file, name, diffeomorphic=arguments.diffeomorphic, **given)
+    if is_deformable(entry.architecture):
+        print(f"imported as {entry.name}; the presets of the network {entry.architecture} use it")
+    else:
+        print(f"imported as {entry.name}; use it with --model {entry.name}")
     return 0
 
 

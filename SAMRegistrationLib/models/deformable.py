@@ -1,7 +1,7 @@
 """Models that predict a displacement: a network with what it needs to know of its training.
 
-Their catalogue entries hold, as `configuration`: "network" (the options that it is built with), "window" (the HU
-that become -1 and 1, or null for the range of each volume), "features" (the model whose embeddings it reads, or
+Their catalogue entries hold, as `configuration`: "network" (the options that it is built with), "window" and
+"lowest" (see `Normalization`), "features" (the model whose embeddings it reads, or
 null) and "losses" (what it was trained on, by the names and weights of the training's configuration).
 """
 
@@ -19,7 +19,23 @@ from ..networks.deformable import DEFORMABLE_NETWORKS, DeformableNetwork, Embedd
 from ..networks.sam_voxelmorph import FINE_STRIDE
 from .catalogue import ModelEntry, find_model, list_models, load_weights
 
-Window = tuple[float, float] | None
+
+@dataclass(frozen=True)
+class Normalization:
+    """How a network wants its intensities.
+
+    Args:
+        window: the values that become `lowest` and 1, clipped beyond; None for each volume's own range.
+        lowest: -1 or 0.
+    """
+
+    window: tuple[float, float] | None
+    lowest: float = -1.0
+
+    def __call__(self, volume: Tensor) -> Tensor:
+        low, high = self.window or (float(volume.min()), float(volume.max()))
+        share = ((volume - low) / max(high - low, 1e-6)).clamp(0, 1)
+        return self.lowest + (1 - self.lowest) * share
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +46,7 @@ class DeformableModel:
         name: of the model.
         network: predicts displacements.
         spacing: isotropic voxel size in mm of its grid.
-        window: the HU that become -1 and 1; None for the range of each volume.
+        normalization: how it wants its intensities.
         features: name of the model whose embeddings it reads, or None.
         losses: what it was trained on.
     """
@@ -38,7 +54,7 @@ class DeformableModel:
     name: str
     network: DeformableNetwork
     spacing: float
-    window: Window
+    normalization: Normalization
     features: str | None
     losses: dict[str, float] = field(default_factory=dict)
 
@@ -46,12 +62,6 @@ class DeformableModel:
 def is_deformable(architecture: str) -> bool:
     """Whether a catalogue entry of that architecture predicts displacements, instead of giving features."""
     return architecture in DEFORMABLE_NETWORKS
-
-
-def normalized(volume: Tensor, window: Window) -> Tensor:
-    """Values as the networks see them: the window, or the volume's own range, as -1 to 1, clipped."""
-    low, high = (float(volume.min()), float(volume.max())) if window is None else window
-    return ((volume - low) * (2 / max(high - low, 1e-6)) - 1).clamp(-1, 1)
 
 
 def find_deformable(network: str, name: str | None = None) -> ModelEntry:
@@ -84,11 +94,12 @@ def load_deformable(entry: ModelEntry) -> DeformableModel:
     configuration = entry.configuration
     network = network_with(entry.architecture, configuration.get("network") or {}, load_weights(entry))
     window = configuration.get("window")
+    lowest = float(configuration.get("lowest", Normalization.lowest))
     return DeformableModel(
         entry.name,
         network,
         entry.spacing,
-        (float(window[0]), float(window[1])) if window else None,
+        Normalization((float(window[0]), float(window[1])) if window else None, lowest),
         configuration.get("features"),
         dict(configuration.get("losses") or {}),
     )

@@ -5,6 +5,7 @@ The standard library alone, so that a host without torch can list models.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -26,3 +27,15 @@ def user_folder() -> Path:
     else:
         base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return base / "samreg" / "models"
+
+
+def installed_architectures() -> set[str]:
+    """The architectures that there are weights for; a catalogue that cannot be read counts as empty."""
+    found = set()
+    for folder in (SHIPPED_FOLDER, user_folder()):
+        try:
+            entries = json.loads((folder / CATALOGUE_FILE).read_text(encoding="utf-8"))["models"]
+            found |= {entry["architecture"] for entry in entries if (folder / Path(entry["file"]).name).is_file()}
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found

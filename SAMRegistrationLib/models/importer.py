@@ -1,8 +1,8 @@
 """Bringing a model from a local file into the user's folder.
 
-Read are the published SAM / UAE checkpoints (mmcv: a dict of ``meta``, ``state_dict`` and perhaps ``optimizer``)
-and files that hold only the tensors, as PyTorch or safetensors files, such as our own training writes. Nothing in
-the file is ever executed.
+Read are the published SAM / UAE checkpoints (mmcv: a dict of ``meta``, ``state_dict`` and perhaps ``optimizer``),
+those of LapIRN, and files that hold only the tensors, as PyTorch or safetensors files, such as our own training
+writes. Nothing in the file is ever executed.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import InputError, UsageError
 from .architectures import ARCHITECTURES, SAM_RESNET18, Architecture
 from .catalogue import ModelEntry, check_name, install, list_models, user_folder
+from .deformable_importer import recognize_deformable
 
 _NAMES_SHOWN = 5
 _WRAPPER_PREFIX = "module."
@@ -28,9 +29,14 @@ _UNKNOWN = "not stated in the file"
 
 
 def import_checkpoint(
-    path: Path, name: str, *, licence: str = _UNKNOWN, training_data: str = _UNKNOWN
+    path: Path,
+    name: str,
+    *,
+    licence: str = _UNKNOWN,
+    training_data: str = _UNKNOWN,
+    diffeomorphic: bool = False,
 ) -> ModelEntry:
-    """Import a published SAM / UAE checkpoint, or weights trained by us, under a name.
+    """Import a published SAM, UAE or LapIRN checkpoint, or weights trained by us, under a name.
 
     Afterwards it is a model like any other.
 
@@ -38,6 +44,7 @@ def import_checkpoint(
         path: the local file.
         name: how to call the model.
         licence, training_data: what the catalogue shall say.
+        diffeomorphic: that a LapIRN checkpoint is of that variant, which the file does not tell.
 
     Raises:
         UsageError: if the name cannot be used or is taken.
@@ -47,15 +54,21 @@ def import_checkpoint(
     if any(entry.name == name for entry in list_models()):
         raise UsageError(f"there is already a model named {name!r}; remove it first or choose another name")
     weights = _without_wrapper(read_tensors(path))
-    architecture = recognize(weights, path)
-    configuration = architecture.configuration_of(weights)
-    check_layout(weights, architecture, configuration, path)
+    deformable = recognize_deformable(path, weights, diffeomorphic=diffeomorphic)
+    if deformable is not None:
+        network, spacing, configuration = deformable.network, deformable.spacing, deformable.configuration
+        weights = deformable.weights
+    else:
+        architecture = recognize(weights, path)
+        network, spacing = architecture.name, architecture.spacing
+        configuration = architecture.configuration_of(weights)
+        check_layout(weights, architecture, configuration, path)
     entry = ModelEntry(
         name=name,
-        architecture=architecture.name,
+        architecture=network,
         file=f"{name}.safetensors",
         sha256="",
-        spacing=architecture.spacing,
+        spacing=spacing,
         training_data=training_data,
         licence=licence,
         date=datetime.date.today().isoformat(),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, UsageError
+from ..models.folders import installed_architectures
 
 _FOLDER = Path(__file__).parent
 
@@ -47,10 +48,21 @@ class Preset:
     stages: tuple[Stage, ...]
     lighter: str | None = None
 
+    @property
+    def networks(self) -> set[str]:
+        """The architectures of the networks that predict displacements in its stages."""
+        return {str(stage.settings["network"]) for stage in self.stages if "network" in stage.settings}
+
 
 def preset_names() -> list[str]:
     """The presets that come with the library, in alphabetical order."""
     return sorted(path.stem for path in _FOLDER.glob("*.json"))
+
+
+def usable_preset_names() -> list[str]:
+    """The presets whose networks there are weights for, or that need none, in alphabetical order."""
+    installed = installed_architectures()
+    return [name for name in preset_names() if load_preset(name).networks <= installed]
 
 
 def load_preset(name: str | Path) -> Preset:

@@ -21,7 +21,8 @@ class PairConfig:
     Args:
         shape: voxels of a crop (z, y, x).
         spacing: voxel size of the network's grid, isotropic.
-        window: HU that become -1 and 1; what lies outside is clipped.
+        window: HU that become `lowest` and 1; what lies outside is clipped.
+        lowest: -1 or 0.
         kinds: how often pairs are of two subjects ("inter"), two volumes of one subject ("intra"), or one volume
             and a deformed copy with a known field ("generated"). Kinds that the data cannot give are left out.
         regions: body regions to train on; empty means all.
@@ -31,6 +32,8 @@ class PairConfig:
             volumes is varied by.
         elastic: standard deviation of the control points of generated fields.
         elastic_grid: their control points (z, y, x) per crop.
+        embedding_stride: voxels of the crop per voxel of the fine embeddings, at least; more than one makes the
+            loss of embeddings quicker and coarser.
         repeated: how often the moving volume is first warped by what the network itself predicts, so that it
             learns to go on from a better start too.
     """
@@ -38,6 +41,7 @@ class PairConfig:
     shape: tuple[int, int, int] = (48, 48, 64)
     spacing: float = 4.0
     window: tuple[float, float] = (-800.0, 400.0)
+    lowest: float = -1.0
     kinds: dict[str, float] = field(default_factory=lambda: {INTER: 1.0})
     regions: tuple[str, ...] = ()
     start: str = "affine"
@@ -45,6 +49,7 @@ class PairConfig:
     scale: float = 1.0
     elastic: float = 8.0
     elastic_grid: tuple[int, int, int] = (4, 4, 5)
+    embedding_stride: int = 1
     repeated: float = 0.0
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...errors import InputError
-from ...models.deformable import normalized
+from ...models.deformable import Normalization
 from ...networks.deformable import Embeddings
 from ...networks.fields import coarsen
 from ..batches import load_source, seeded_generator
@@ -35,7 +35,7 @@ class Pair:
 
     Args:
         names: of the volumes.
-        fixed, moving: (1, 1, d, h, w), -1 to 1.
+        fixed, moving: (1, 1, d, h, w), normalized.
         inside: (1, 1, d, h, w), 1 where both volumes have data.
         body: the same, within the fixed body.
         codes: structures of both, (1, 1, d, h, w), see `VolumeCache.structures`.
@@ -76,6 +76,7 @@ class PairSource:
         self.device = device
         self.process = process
         self.store = store
+        self.normalized = Normalization(config.pairs.window, config.pairs.lowest)
         self.resident: dict[str, Source] = {}
         usable = [volume for volume in volumes if starts.aligned(volume)]
         self.volumes = {
@@ -153,7 +154,7 @@ class PairSource:
         sources = [self._load(volume) for volume in volumes]
         voxels = [place / source.spacing for place, source in zip(positions, sources, strict=True)]
         images = [
-            normalized(sample_at(source.image, place, outside=AIR), self.config.pairs.window)
+            self.normalized(sample_at(source.image, place, outside=AIR))
             for source, place in zip(sources, voxels, strict=True)
         ]
         codes = [sample_at(source.codes, place, "nearest") for source, place in zip(sources, voxels, strict=True)]
@@ -178,7 +179,8 @@ class PairSource:
         assert self.store is not None
         found = []
         for kept in self.store.maps(volume):
-            stride = max(1, round(kept.stride * volume.spacing / self.config.pairs.spacing))
+            natural = round(kept.stride * volume.spacing / self.config.pairs.spacing)
+            stride = max(self.config.pairs.embedding_stride, natural)
             values = sample_at(kept.data.to(self.device), kept.positions(coarsen(voxels, stride)))
             found.append(functional.normalize(values, dim=1))
         return found[0], found[1]

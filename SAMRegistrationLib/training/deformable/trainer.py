@@ -66,7 +66,7 @@ class DeformableTrainer(TrainingLoop):
     def _accumulate(self, pairs: list[Pair]) -> dict[str, float]:
         """Add the gradients of the mean loss of some pairs."""
         field = self._predict(pairs)[-1]
-        stride = self.network.strides[self.network.stage if self.network.stages > 1 else -1]
+        stride = pairs[0].fixed.shape[2] // field.shape[2]
         spacing = self.config.pairs.spacing
         totals, parts = [], []
         for index, pair in enumerate(pairs):
@@ -106,6 +106,7 @@ class DeformableTrainer(TrainingLoop):
         configuration = {
             "network": self.network.options,
             "window": list(config.pairs.window),
+            "lowest": config.pairs.lowest,
             "features": features,
             "losses": trained_losses(config.loss),
         }
