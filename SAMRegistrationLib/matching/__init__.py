@@ -5,6 +5,7 @@ it lies: no prior alignment is needed (Yan et al. 2022, section III-D; SAME, sec
 every point for itself; `match_structurally` also asks what lies around it, which is more accurate.
 """
 
+from .consensus import Consensus
 from .index import FeatureIndex, query_vectors
 from .likeness_map import likeness_map
 from .nearest import Matches, match_points, require_embeddings, stable_matches
@@ -12,6 +13,7 @@ from .peak import peak_offset
 from .structural import StructuralMatches, match_structurally
 
 __all__ = [
+    "Consensus",
     "FeatureIndex",
     "Matches",
     "StructuralMatches",

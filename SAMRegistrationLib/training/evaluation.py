@@ -6,9 +6,11 @@ subject, without any alignment; the share that falls into the same structure, an
 is from that of the matches (both the median along x, y and z, which a few stray matches do not move, and which for
 a bent structure like the mandible is not its mean).
 
-Both are measured for two ways of matching. *Nearest*: the voxel of the other volume's whole joined map that is
+Both are measured for three ways of matching. *Nearest*: the voxel of the other volume's whole joined map that is
 most similar, made finer by a parabola through its neighbors; it says what the vectors alone can do. *Structural*:
-with what lies around the point inside the body (`matching.match_structurally`), as users get theirs matched.
+with what lies around the point inside the body (`matching.match_structurally`). *Aligned*: the same after the
+second volume was aligned and embedded again, as users get their points matched (`methods.aligned_matching`); only
+for features that find places all over a body, so not for MIND.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ from torch import Tensor
 from ..features.base import FeatureExtractor
 from ..image import Image
 from ..image_io import read_image, read_labels
-from ..matching import FeatureIndex, match_structurally, query_vectors
+from ..matching import match_structurally, query_vectors
+from ..methods.aligned_matching import AlignedPointMatcher
+from ..methods.point_matching import EmbeddedVolume
 from .evaluation_views import changed_views
 from .manifest import UNSPECIFIC_LABELS, Volume
 from .voxel_search import nearest_voxels
@@ -32,7 +36,7 @@ from .voxel_search import nearest_voxels
 POINTS_PER_VOLUME = 400
 POINTS_PER_STRUCTURE = 150
 CLOSE_MM = 5.0
-WAYS = ("nearest", "structural")
+WAYS = ("nearest", "structural", "aligned")
 
 
 def evaluate_features(
@@ -68,7 +72,11 @@ def self_matching(extractor: FeatureExtractor, volumes: list[Volume], seed: int)
     """Matching error between two views of each volume: rotations to 20 degrees, scale 0.8 to 1.25, elastic
     deformation to 15 mm, other grey values."""
     errors = {volume.name: _self_errors(extractor, volume, seed + index) for index, volume in enumerate(volumes)}
-    return {way: _self_summary({name: of_ways[way] for name, of_ways in errors.items()}) for way in WAYS}
+    return {
+        way: _self_summary({name: of_ways[way] for name, of_ways in errors.items()})
+        for way in WAYS
+        if all(way in of_ways for of_ways in errors.values())
+    }
 
 
 def subject_matching(extractor: FeatureExtractor, pairs: list[tuple[Volume, Volume]]) -> dict[str, Any]:
@@ -78,10 +86,13 @@ def subject_matching(extractor: FeatureExtractor, pairs: list[tuple[Volume, Volu
     for fixed, moving in pairs:
         # Pairs follow each other like the links of a chain, so that every subject is embedded once.
         known = {volume: known.get(volume) or _embed(extractor, volume) for volume in (fixed, moving)}
-        for name, of_ways in _pair_results(known[fixed], known[moving]).items():
+        for name, of_ways in _pair_results(known[fixed], known[moving], extractor).items():
             for way, result in of_ways.items():
                 found[way].setdefault(name, []).append(result)
-    return {"pairs": len(pairs), **{way: _subject_summary(found[way]) for way in WAYS}}
+    return {
+        "pairs": len(pairs),
+        **{way: _subject_summary(of_way) for way, of_way in found.items() if of_way or not pairs},
+    }
 
 
 def format_evaluation(result: dict[str, Any]) -> str:
@@ -92,8 +103,9 @@ def format_evaluation(result: dict[str, Any]) -> str:
         f"self matching, {way}: {own[way]['points']} points, median {own[way]['median_mm']:.2f} mm, "
         f"95th percentile {own[way]['p95_mm']:.2f} mm, {100 * own[way]['within_5_mm']:.1f} % within 5 mm"
         for way in WAYS
+        if way in own
     ]
-    for way in WAYS:
+    for way in (way for way in WAYS if way in subjects):
         lines.append(
             f"subject matching, {way}: {subjects['pairs']} pairs, {100 * subjects[way]['same_structure']:.1f} % "
             f"into the same structure, centers {subjects[way]['center_mm']:.1f} mm off"
@@ -105,20 +117,32 @@ def format_evaluation(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _matched(points: np.ndarray, fixed: FeatureIndex, moving: FeatureIndex) -> dict[str, np.ndarray]:
-    """World positions (n, 3) of the partners of points (n, 3) by each way of matching."""
-    nearest = nearest_voxels(query_vectors(fixed.map, points), moving.map)
-    return {
-        "nearest": moving.map.grid.to_world(nearest.cpu().numpy()),
-        "structural": match_structurally(points, fixed, moving).matched,
-    }
+class _Ways:
+    """Every way of matching points of one volume in another."""
+
+    def __init__(self, fixed: EmbeddedVolume, moving: EmbeddedVolume, extractor: FeatureExtractor) -> None:
+        self.fixed = fixed.index
+        self.moving = moving.index
+        finds_places = fixed.features.coarse is not None
+        self.aligned = AlignedPointMatcher(fixed, moving, extractor) if finds_places else None
+
+    def match(self, points: np.ndarray) -> dict[str, np.ndarray]:
+        """World positions (n, 3) of the partners of points (n, 3) by each way that the features allow."""
+        nearest = nearest_voxels(query_vectors(self.fixed.map, points), self.moving.map)
+        found = {
+            "nearest": self.moving.map.grid.to_world(nearest.cpu().numpy()),
+            "structural": match_structurally(points, self.fixed, self.moving).matched,
+        }
+        if self.aligned is not None:
+            found["aligned"] = self.aligned.match(points).matched
+        return found
 
 
 def _self_errors(extractor: FeatureExtractor, volume: Volume, seed: int) -> dict[str, np.ndarray]:
     first, second = changed_views(read_image(volume.path, "CT"), seed)
     points, truth = _corresponding(first.positions, second.positions, first.body, seed)
-    indices = (FeatureIndex.of_body(extractor.extract(view.image), view.image) for view in (first, second))
-    found = _matched(first.image.grid.to_world(points), *indices)
+    views = [EmbeddedVolume(view.image, extractor.extract(view.image)) for view in (first, second)]
+    found = _Ways(views[0], views[1], extractor).match(first.image.grid.to_world(points))
     # Errors are measured in the undistorted volume, where a mm is a mm.
     return {
         way: np.linalg.norm(second.source_of(second.image.grid.to_voxel(places)) - truth, axis=-1)
@@ -140,9 +164,9 @@ def _corresponding(first: Tensor, second: Tensor, body: Tensor, seed: int) -> tu
 
 @dataclass(frozen=True, eq=False)
 class _Subject:
-    """A subject's features, ready to be searched, and label maps by scheme."""
+    """A subject's volume with its features, and label maps by scheme."""
 
-    index: FeatureIndex
+    volume: EmbeddedVolume
     labels: dict[str, Image]
 
 
@@ -157,11 +181,14 @@ class _StructureResult:
 def _embed(extractor: FeatureExtractor, volume: Volume) -> _Subject:
     image = read_image(volume.path, "CT")
     labels = {label.scheme: read_labels(label.path, image) for label in volume.labels}
-    return _Subject(FeatureIndex.of_body(extractor.extract(image), image), labels)
+    return _Subject(EmbeddedVolume(image, extractor.extract(image)), labels)
 
 
-def _pair_results(fixed: _Subject, moving: _Subject) -> dict[str, dict[str, _StructureResult]]:
+def _pair_results(
+    fixed: _Subject, moving: _Subject, extractor: FeatureExtractor
+) -> dict[str, dict[str, _StructureResult]]:
     """By structure and way of matching."""
+    ways = _Ways(fixed.volume, moving.volume, extractor)
     results = {}
     for scheme in fixed.labels.keys() & moving.labels.keys():
         query_labels, target_labels = fixed.labels[scheme], moving.labels[scheme]
@@ -172,7 +199,7 @@ def _pair_results(fixed: _Subject, moving: _Subject) -> dict[str, dict[str, _Str
                 picks = np.linspace(0, len(world) - 1, min(len(world), POINTS_PER_STRUCTURE)).astype(int)
                 results[f"{scheme} {int(value)}"] = {
                     way: _structure_result(places, target_labels, float(value))
-                    for way, places in _matched(world[picks], fixed.index, moving.index).items()
+                    for way, places in ways.match(world[picks]).items()
                 }
     return results
 

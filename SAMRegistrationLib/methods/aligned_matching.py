@@ -1,0 +1,94 @@
+"""Points matched in a moving volume that was first brought to lie like the fixed one.
+
+Embeddings bear moderate turns and other sizes, but match better without: the volumes are matched, the moving one
+is resampled under the linear map that the matches agree on, embedded again and matched again (SAME too embeds once
+more after SAM-affine). Matches all over the body then tell where a point must be about that its own surroundings
+say little of (see `matching.consensus`).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from ..features.base import FeatureExtractor
+from ..grid import FloatArray, Grid
+from ..image import Image
+from ..matching import Consensus, FeatureIndex, match_structurally
+from ..transforms import AffineTransform
+from .point_matching import EmbeddedVolume, MatchedPoints, PointMatcher
+from .sam_affine import aligned_volume
+
+CONSENSUS_POINTS = 500
+MARGIN_MM = 40.0
+"""How far beyond the fixed volume the aligned moving volume is kept: partners of points at the edge lie there."""
+
+
+class AlignedPointMatcher(PointMatcher):
+    """Finds points of one volume in another by embeddings of the aligned volume.
+
+    Args:
+        fixed: the volume that the points belong to.
+        moving: the volume in which they are looked for.
+        extractor: of the embeddings.
+        seed: of the robust fits, and of the points that make the consensus.
+    """
+
+    def __init__(
+        self, fixed: EmbeddedVolume, moving: EmbeddedVolume, extractor: FeatureExtractor, seed: int = 0
+    ) -> None:
+        super().__init__(fixed, moving, seed)
+        self.extractor = extractor
+
+    def prepare(self) -> None:
+        """Do now what the first points would otherwise have to wait for."""
+        _ = self.fixed.index, self.consensus
+
+    @cached_property
+    def aligned(self) -> FeatureIndex:
+        """The vectors of the moving volume as it lies under the map of the whole body."""
+        moving = self.moving.image
+        image = aligned_volume(moving, self.whole_body, covering_grid(moving, self.whole_body, self.fixed.image))
+        return EmbeddedVolume(image, self.extractor.extract(image)).index
+
+    @cached_property
+    def consensus(self) -> Consensus:
+        """Of matches of points all over the fixed body."""
+        places = points_in_body(self.fixed, CONSENSUS_POINTS, self.seed)
+        with torch.no_grad():
+            return Consensus(match_structurally(places, self.fixed.index, self.aligned))
+
+    def _matched(self, points: FloatArray) -> MatchedPoints:
+        found = self.consensus.improve(match_structurally(points, self.fixed.index, self.aligned))
+        matched = self.whole_body.transform_points(found.matched)
+        nothing = ("",) * len(points)
+        return MatchedPoints(points, matched, found.score, found.support, found.cycle_error, nothing)
+
+
+def covering_grid(moving: Image, to_moving: AffineTransform, fixed: Image) -> Grid:
+    """The part of the fixed world, around the fixed volume, that a moving volume shows under a linear map.
+
+    All of the moving volume if that lies elsewhere. Voxels are cubes as large as the finest spacing of the moving
+    volume, but not finer than the fixed volume's.
+    """
+    corners = to_moving.inverse().transform_points(moving.grid.corners())
+    lower, upper = corners.min(axis=0), corners.max(axis=0)
+    around = fixed.grid.corners()
+    first_shown = np.maximum(lower, around.min(axis=0) - MARGIN_MM)
+    last_shown = np.minimum(upper, around.max(axis=0) + MARGIN_MM)
+    if (first_shown < last_shown).all():
+        lower, upper = first_shown, last_shown
+    spacing = max(min(moving.grid.spacing), min(fixed.grid.spacing))
+    size = np.maximum(np.round((upper - lower) / spacing), 1).astype(int)
+    first = (lower + upper - (size - 1) * spacing) / 2
+    return Grid(tuple(int(n) for n in size), (spacing,) * 3, tuple(float(value) for value in first))
+
+
+def points_in_body(volume: EmbeddedVolume, count: int, seed: int) -> FloatArray:
+    """Random positions (n, 3) in the body of a volume, LPS mm, at most so many."""
+    voxels = np.argwhere(volume.body.data.cpu().numpy() > 0.5)[:, ::-1]
+    generator = np.random.default_rng(seed)
+    chosen = generator.choice(len(voxels), min(count, len(voxels)), replace=False)
+    return np.asarray(volume.body.grid.to_world(voxels[chosen] + generator.uniform(-0.5, 0.5, (len(chosen), 3))))
