@@ -21,6 +21,7 @@ from ..refinement.patch import merged
 from ..report import write_report
 from ..transform_io import write_transform
 from ..transforms import AffineTransform, CompositeTransform, Transform
+from .cubic_field import cubic_field
 from .dispatch import Task
 
 OPTIONAL_OUTPUTS = ("displacement", "warped", "jacobian")
@@ -69,18 +70,20 @@ def write_outputs(
 
     Returns:
         The paths by the name of the output (None where it was not wanted), `affine` (4x4, fixed to moving world
-        in LPS mm; None where the map does not end with a linear one) and `inverse_residual_mm`.
+        in LPS mm; None where the map does not end with a linear one), `inverse_residual_mm`, and `field_gap_mm`,
+        how far the file `field`, which is to be interpolated cubically, strays from the map.
 
     Raises:
         InputError: if the folder cannot be written.
     """
     transform = merged(result.transform, result.fixed.grid)
     field = whole_field(transform, result.fixed.grid)
+    host_field, gap = cubic_field(field, result.fixed.grid)
     files = [
         _File(
             "transform.h5", 24, field.grid.number_of_voxels, lambda path: write_transform(result.transform, path)
         ),
-        _field_file("field.nrrd", field),
+        _field_file("field.nrrd", host_field),
     ]
     residual = None
     if inverse:
@@ -107,6 +110,7 @@ def write_outputs(
         **{name: names.get(name) for name in ("transform", "field", "inverse", *OPTIONAL_OUTPUTS)},
         "affine": _affine_of(result.transform),
         "inverse_residual_mm": residual,
+        "field_gap_mm": gap,
     }
 
 
