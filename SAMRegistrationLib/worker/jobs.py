@@ -11,6 +11,7 @@ from ..metrics.resources import resident_memory
 from ..report import write_report
 from ..warping import warp_file
 from .cache import DeviceCaches
+from .comparison import compare
 from .dispatch import Handler, Task
 from .feature_store import FeatureStore
 from .machine import checked_device, describe
@@ -42,6 +43,7 @@ class Jobs:
             "refine": Refinements(self._caches, store, registrations).refine,
             "match": matchings.match,
             "heat_map": matchings.heat_map,
+            "compare": compare,
             "evaluate": self.evaluate,
             "apply": self.apply,
             "memory": self.memory,
