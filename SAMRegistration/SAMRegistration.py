@@ -29,7 +29,6 @@ from slicer.util import VTKObservationMixin
 
 from SAMRegistrationModule.Library import makeLibraryImportable
 from SAMRegistrationModule.RegistrationLogic import RegistrationLogic
-from SAMRegistrationModule.TransformNodes import restoreInterpolation
 
 POLL_MILLISECONDS = 100
 
@@ -127,7 +126,6 @@ class SAMRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         scene = slicer.mrmlScene
         self.addObserver(scene, scene.StartCloseEvent, self.onSceneStartClose)
         self.addObserver(scene, scene.EndCloseEvent, self.onSceneEndClose)
-        self.addObserver(scene, scene.EndImportEvent, self.onSceneEndImport)
         self._timer = qt.QTimer()
         self._timer.setInterval(POLL_MILLISECONDS)
         self._timer.timeout.connect(lambda *_: self.logic.worker.poll())
@@ -172,13 +170,8 @@ class SAMRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if self.parent.isEntered:
             self.initializeParameterNode()
 
-    def onSceneEndImport(self, *_arguments):
-        """Fields that were saved with a scene are interpolated as they were solved."""
-        restoreInterpolation(slicer.mrmlScene)
-
     def initializeParameterNode(self):
         """Show the parameter node of the scene; without a choice, the first two volumes are proposed."""
-        restoreInterpolation(slicer.mrmlScene)
         parameters = self.logic.getParameterNode()
         volumes = slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode")
         volumes = [volume for volume in volumes if not volume.IsA("vtkMRMLLabelMapVolumeNode")]

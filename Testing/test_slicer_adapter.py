@@ -296,7 +296,8 @@ def test_points_reach_the_library_where_they_are_seen(mrml: Any, tmp_path: Path,
 
 def test_landmarks_of_equal_names_belong_together(mrml: Any) -> None:
     from SAMRegistrationModule.Geometry import InputProblem
-    from SAMRegistrationModule.Markups import initialFromLandmarks, pointPairs
+    from SAMRegistrationModule.LandmarkFit import fitLandmarks
+    from SAMRegistrationModule.Markups import pointPairs
 
     positions = RANDOM.uniform(-40, 40, (4, 3))
     turn = rotation_about_z(33)
@@ -306,12 +307,58 @@ def test_landmarks_of_equal_names_belong_together(mrml: Any) -> None:
     moving = add_points(mrml, moved[::-1], ["d", "c", "b", "a"])
     first, second, labels = pointPairs(fixed, moving)
     assert labels == ["a", "b", "c", "d"]
-    assert initialFromLandmarks(first, second) == pytest.approx(turn, abs=1e-6)
+    assert fitLandmarks(first, second).matrix == pytest.approx(turn, abs=1e-6)
     moving.RemoveNthControlPoint(0)
     with pytest.raises(InputProblem, match=r"holds 4 points .* 3"):
         pointPairs(fixed, moving)
     with pytest.raises(InputProblem, match="on one line"):
-        initialFromLandmarks(np.outer(np.arange(4.0), [1, 2, 3]), positions)
+        fitLandmarks(np.outer(np.arange(4.0), [1, 2, 3]), positions)
+
+
+def linear_case(model: str, count: int, error_mm: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Landmarks of two patients between whom such a map lies: fixed, moving (with errors), and its matrix."""
+    random = np.random.default_rng(count)
+    matrix = rotation_about_z(25)
+    scale = {"rigid": np.eye(3), "similarity": 1.2 * np.eye(3), "affine": np.diag([1.2, 0.9, 1.05])}[model]
+    matrix[:3, :3] = matrix[:3, :3] @ scale
+    matrix[:3, 3] = [4, -50, 6]
+    fixed = random.uniform(-100, 100, (count, 3))
+    moving = fixed @ matrix[:3, :3].T + matrix[:3, 3] + random.normal(0, error_mm, (count, 3))
+    return fixed, moving, matrix
+
+
+@pytest.mark.parametrize(("model", "count"), [("rigid", 3), ("rigid", 12), ("similarity", 7), ("affine", 12)])
+def test_a_start_is_as_free_as_the_landmarks_allow(mrml: Any, model: str, count: int) -> None:
+    assert mrml is not None
+    from SAMRegistrationModule.LandmarkFit import fitLandmarks
+
+    fixed, moving, matrix = linear_case(model, count, error_mm=0.0 if count == 3 else 1.0)
+    fit = fitLandmarks(fixed, moving)
+    assert fit.model == model and not fit.outliers
+    truth = fixed @ matrix[:3, :3].T + matrix[:3, 3]
+    found = fixed @ fit.matrix[:3, :3].T + fit.matrix[:3, 3]
+    assert np.linalg.norm(found - truth, axis=1).mean() < 1.5
+    assert f"{count} pairs" in fit.sentence(["p"] * count) and model in fit.sentence(["p"] * count)
+
+
+def test_a_wrong_pair_of_landmarks_is_left_out_and_named(mrml: Any) -> None:
+    assert mrml is not None
+    from SAMRegistrationModule.LandmarkFit import fitLandmarks
+
+    fixed, moving, matrix = linear_case("similarity", 9, error_mm=1.0)
+    moving[4] += [60, -30, 20]
+    fit = fitLandmarks(fixed, moving)
+    assert fit.outliers == (4,) and '"p4"' in fit.sentence([f"p{index}" for index in range(9)])
+    assert np.abs(fit.matrix[:3, :3] - matrix[:3, :3]).max() < 0.05
+
+
+def test_landmarks_in_a_plane_do_not_stretch_across_it(mrml: Any) -> None:
+    assert mrml is not None
+    from SAMRegistrationModule.LandmarkFit import fitLandmarks
+
+    fixed, moving, _ = linear_case("affine", 12)
+    flat = fixed * [1, 1, 0]
+    assert fitLandmarks(flat, moving).model != "affine"
 
 
 @pytest.mark.parametrize("kind", ["moved", "warped"])

@@ -129,12 +129,12 @@ def test_torch_is_never_imported_in_slicer(file: Path) -> None:
 LAYERS = [
     {"Lazy", "Library"},
     {"Geometry"},
-    {"Flattening", "VolumeFiles", "Markups", "Tables"},
+    {"Flattening", "VolumeFiles", "Markups", "Tables", "LandmarkFit"},
     {"Segmentations", "TransformNodes"},
-    {"OutputNodes", "Jobs", "Requests"},
+    {"OutputNodes", "Jobs", "Requests", "Review"},
     {"Worker", "Presets", "Models", "SampleVolumes", "SelfTest", "Failures", "Environment"},
-    {"RegistrationLogic", "ProcessTransport", "Installation"},
-    {"Review", "Dialogs"},
+    {"JobRunner", "ProcessTransport", "Installation"},
+    {"RegistrationLogic", "Dialogs"},
     {"ApplySection", "PresetSection", "ReviewSection", "EvaluateSection", "EnvironmentSection"},
     {"Panel"},
 ]

@@ -292,10 +292,19 @@ def test_the_panel_is_never_empty(slicer: Any, monkeypatch: pytest.MonkeyPatch) 
     discard(widget)
 
 
+def comparison_reply(request: dict[str, Any], folds: bool = False) -> dict[str, Any]:
+    """The answer to a comparison: the fixed volume as every view."""
+    parameters = request["parameters"]
+    files = {view: parameters["fixed"] for view in parameters["views"]}
+    worst = {"position": [-10.0, 10.0, -30.0], "folds": folds, "value": -0.5 if folds else 321.0}
+    return {"reply": "result", "result": {**files, "limit": 200.0, "worst": worst}}
+
+
 def test_review_shows_every_view_and_reuses_its_volumes(
-    slicer: Any, widget: Any, volumes: tuple[Any, Any]
+    slicer: Any, widget: Any, volumes: tuple[Any, Any], transport: ScriptedTransport
 ) -> None:
     ui = widget.ui
+    transport.answers["compare"] = comparison_reply
     assert not ui.fadeButton.enabled and "Register first" in ui.reviewLabel.text
     ui.wantWarpedCheckBox.setChecked(False)
     ui.applyButton.click()
@@ -307,39 +316,49 @@ def test_review_shows_every_view_and_reuses_its_volumes(
     for button in (ui.checkerboardButton, ui.differenceButton, ui.jacobianButton):
         button.click()
         shown = {composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID()}
-        count = slicer.mrmlScene.GetNumberOfNodes()
+        assert shown - {None, volumes[0].GetID(), volumes[1].GetID()}, "a volume of its own"
+        count, asked = slicer.mrmlScene.GetNumberOfNodes(), len(transport.requests)
+        ui.fadeButton.click()
         button.click()
         assert shown == {composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID()}
-        assert slicer.mrmlScene.GetNumberOfNodes() == count
+        assert slicer.mrmlScene.GetNumberOfNodes() == count and len(transport.requests) == asked, "known"
         assert button.checked and not ui.fadeButton.checked
     transform = widget.logic.getParameterNode().outputTransform
     ui.gridButton.click()
     assert transform.GetDisplayNode().GetVisibility() and transform.GetDisplayNode().GetVisibility2D()
     ui.gridButton.click()
     assert not transform.GetDisplayNode().GetVisibility()
-    ui.worstButton.click()
-    assert "differ most" in ui.reviewLabel.text
 
 
-def test_the_worst_place_is_where_the_map_folds(slicer: Any, volumes: tuple[Any, Any], tmp_path: Path) -> None:
-    from SAMRegistrationModule.Geometry import GridGeometry
-    from SAMRegistrationModule.Review import Review
-    from SAMRegistrationModule.TransformNodes import readFieldFile
-    from SAMRegistrationModule.VolumeFiles import writeDisplacementFile
-
-    displacement = np.zeros((17, 17, 17, 3))
-    displacement[5, 7, 8, 0], displacement[5, 7, 10, 0] = 15.0, -15.0
-    matrix = np.diag([10.0, 10.0, 10.0, 1.0])
-    matrix[:3, 3] = -80
-    file = writeDisplacementFile(tmp_path / "f.nrrd", displacement, GridGeometry((17, 17, 17), matrix))
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "folded")
-    node.SetAndObserveTransformFromParent(readFieldFile(file))
-    review = Review(*volumes, node, node)
-    position, sentence = review.worstPlace()
-    assert position == pytest.approx([10, -10, -30]) and "folds" in sentence
-    review.jumpTo(position)
+@pytest.mark.parametrize(("folds", "words"), [(True, "folds"), (False, "differ most: 321")])
+def test_the_worst_place_is_shown_with_the_reason(
+    slicer: Any, widget: Any, transport: ScriptedTransport, folds: bool, words: str
+) -> None:
+    transport.answers["compare"] = lambda request: comparison_reply(request, folds)
+    widget.ui.wantWarpedCheckBox.setChecked(False)
+    widget.ui.applyButton.click()
+    widget.ui.worstButton.click()
+    assert words in widget.ui.reviewLabel.text
     slice_node = slicer.util.getNode("vtkMRMLSliceNode1")
-    assert [slice_node.GetSliceToRAS().GetElement(row, 3) for row in range(3)] == pytest.approx(position)
+    position = [slice_node.GetSliceToRAS().GetElement(row, 3) for row in range(3)]
+    assert position == pytest.approx([10, -10, -30])
+
+
+def test_a_view_asked_for_meanwhile_replaces_the_one_before(
+    slicer: Any, widget: Any, transport: ScriptedTransport
+) -> None:
+    ui = widget.ui
+    ui.wantWarpedCheckBox.setChecked(False)
+    ui.applyButton.click()
+    transport.answers["compare"] = lambda _: None
+    ui.checkerboardButton.click()
+    assert ui.reviewLabel.text == "Computing..."
+    waiting = transport.requests[-1]["id"]
+    transport.answers["compare"] = comparison_reply
+    ui.differenceButton.click()
+    assert {"request": "cancel", "id": waiting} in transport.requests
+    assert slicer.mrmlScene.GetFirstNodeByName("moving checkerboard") is None
+    assert slicer.mrmlScene.GetFirstNodeByName("moving difference") is not None
 
 
 def test_evaluate_fills_a_table_and_a_plot(slicer: Any, widget: Any, transport: ScriptedTransport) -> None:

@@ -13,6 +13,7 @@ import pytest
 import SimpleITK as sitk
 from headless_slicer.fixtures import LPS, add_image, add_points, add_volume, make_module_importable
 from phantoms import centered_grid, phantom_pair
+from scipy.ndimage import maximum_filter
 
 from SAMRegistrationLib import Image, read_image, register
 
@@ -22,6 +23,7 @@ pytestmark = pytest.mark.slow
 
 PRESET, FEATURES = "message-passing", "mind"
 EVERYTHING = {name: True for name in ("warped", "inverse", "jacobian", "displacement", "report")}
+CUBIC = 2
 RANDOM = np.random.default_rng(3)
 
 
@@ -111,7 +113,8 @@ def body_points(registered: Registered, count: int = 60) -> np.ndarray:
 def test_the_result_is_one_transform_node_and_no_job_is_left(registered: Registered) -> None:
     assert registered.node.GetClassName() == "vtkMRMLTransformNode"
     grid = registered.node.GetTransformFromParentAs("vtkOrientedGridTransform", False, False)
-    assert grid.GetInterpolationMode() == 1 and grid.GetDisplacementGrid().GetSpacing() == pytest.approx((4, 4, 4))
+    assert grid.GetInterpolationMode() == CUBIC, "Slicer reads every field so"
+    assert max(grid.GetDisplacementGrid().GetSpacing()) <= 2.0
     assert not [path for path in registered.logic.folders.folder.iterdir() if path.is_dir()]
 
 
@@ -177,13 +180,20 @@ def test_the_registered_volume_is_voxel_for_voxel_the_one_of_the_library(registe
 
 
 def test_the_volume_under_the_node_is_the_registered_volume(registered: Registered) -> None:
-    from SAMRegistrationModule.Review import Review
+    from SAMRegistrationModule.Flattening import arrayOf, reslice
+    from SAMRegistrationModule.Geometry import volumeGeometry
 
-    review = Review(registered.fixed, registered.moving, registered.node, registered.node)
-    _, seen, _ = review._pair()
-    warped = registered.slicer.util.arrayFromVolume(registered.output("registered"))
+    moving, fixed = registered.moving, volumeGeometry(registered.fixed)
+    from_fixed = registered.node.GetTransformFromParent()
+    own = volumeGeometry(moving).ijkToRAS
+    seen = arrayOf(reslice(moving.GetImageData(), own, from_fixed, fixed, False, -1024.0)).astype(float)
+    warped = registered.slicer.util.arrayFromVolume(registered.output("registered")).astype(float)
+    # The node follows the map to a tenth of a millimeter, which matters where the volume is steep.
     inner = (slice(2, -2),) * 3
-    assert np.abs(seen[inner].astype(float) - warped[inner]).max() <= 2
+    gap = np.abs(seen - warped)[inner]
+    slope = np.linalg.norm(np.gradient(warped, *fixed.spacing[::-1]), axis=0)
+    near = maximum_filter(slope, 3)[inner]
+    assert (gap <= 2 + 0.15 * near).mean() > 0.999 and gap.mean() < 2
 
 
 def test_the_inverse_node_leads_back(registered: Registered) -> None:
@@ -192,9 +202,7 @@ def test_the_inverse_node_leads_back(registered: Registered) -> None:
     positions = body_points(registered)
     inverse = registered.output("registration inverse").GetTransformFromParent()
     back = transformPoints(inverse, registered.moved(positions))
-    errors = np.linalg.norm(back - positions, axis=1)
-    # The inverse is sampled at half the field's spacing, and bends between its samples.
-    assert errors.mean() < 0.2 and errors.max() < 1.0
+    assert np.linalg.norm(back - positions, axis=1).max() < 0.1
 
 
 def test_the_maps_of_displacement_and_determinant_tell_the_truth(registered: Registered) -> None:
@@ -235,8 +243,9 @@ def test_outputs_refer_to_what_was_registered(registered: Registered) -> None:
         assert node.GetNodeReference(role.GetMovingNodeReferenceRole()) is registered.moving
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".nrrd", ".tfm"])
+@pytest.mark.parametrize("suffix", [".h5", ".nrrd"])
 def test_a_saved_transform_reads_back_the_same(registered: Registered, tmp_path: Path, suffix: str) -> None:
+    from SAMRegistrationModule.Geometry import transformPoints
     from SAMRegistrationModule.TransformNodes import fieldOf, gridGeometry
 
     slicer = registered.slicer
@@ -247,17 +256,19 @@ def test_a_saved_transform_reads_back_the_same(registered: Registered, tmp_path:
         assert getattr(storage, action)(node)
     grids = [node.GetTransformFromParentAs("vtkOrientedGridTransform", False, False) for node in nodes]
     slicer.mrmlScene.RemoveNode(nodes[1])
-    assert fieldOf(grids[1]) == pytest.approx(fieldOf(grids[0]), abs=1e-4)
+    positions = body_points(registered)
+    maps = [transformPoints(grid, positions) for grid in grids]
+    assert maps[1] == pytest.approx(maps[0], abs=1e-4), "it is also interpolated as before"
+    assert np.abs(fieldOf(grids[1]) - fieldOf(grids[0])).max() < 1e-4
     assert gridGeometry(grids[1]).ijkToRAS == pytest.approx(gridGeometry(grids[0]).ijkToRAS, abs=1e-5)
     itk = sitk.ReadTransform(str(tmp_path / f"result{suffix}")) if suffix != ".nrrd" else None
     for position in body_points(registered, 20) if itk else ():
         expected = registered.moved(position[None])[0]
-        assert np.array(itk.TransformPoint((position * LPS).tolist())) * LPS == pytest.approx(expected, abs=0.01)
+        assert np.array(itk.TransformPoint((position * LPS).tolist())) * LPS == pytest.approx(expected, abs=0.1)
 
 
 def test_a_saved_scene_holds_the_same_map(registered: Registered, tmp_path: Path) -> None:
     from SAMRegistrationModule.Geometry import transformPoints
-    from SAMRegistrationModule.TransformNodes import restoreInterpolation
 
     slicer = registered.slicer
     assert slicer.mrmlScene.WriteToMRB(str(tmp_path / "scene.mrb"))
@@ -266,11 +277,11 @@ def test_a_saved_scene_holds_the_same_map(registered: Registered, tmp_path: Path
     scene.SetURL(str(next((tmp_path / "scene").rglob("*.mrml"))))
     assert scene.Import()
     read = scene.GetFirstNodeByName("moving registration")
-    assert restoreInterpolation(scene) >= 1
     positions = body_points(registered)
     found = transformPoints(read.GetTransformFromParent(), positions)
-    assert np.linalg.norm(found - registered.moved(positions), axis=1).max() < 0.01
-    assert restoreInterpolation(scene) == 0
+    assert found == pytest.approx(transformPoints(registered.node.GetTransformFromParent(), positions), abs=1e-4)
+    inverse = scene.GetFirstNodeByName("moving registration inverse").GetTransformFromParent()
+    assert np.linalg.norm(transformPoints(inverse, found) - positions, axis=1).max() < 0.1
 
 
 def test_another_preset_reuses_the_embeddings_and_updates_the_node(registered: Registered) -> None:
@@ -311,7 +322,7 @@ def test_another_preset_reuses_the_embeddings_and_updates_the_node(registered: R
 
 
 def test_a_moving_volume_under_its_result_is_registered_as_it_was(registered: Registered) -> None:
-    from SAMRegistrationModule.RegistrationLogic import applyToMoving, removeFromMoving
+    from SAMRegistrationModule.TransformNodes import applyToMoving, removeFromMoving
 
     moving_grid = read_image(registered.logic.folders.volumeFile(registered.moving, registered.node)[0]).grid
     applyToMoving(registered.moving, registered.node)

@@ -2,9 +2,10 @@
 
 from .Failures import adviceOn
 from .Geometry import InputProblem
+from .JobRunner import CANCELLED
 from .OutputNodes import REPORT, TRANSFORM
-from .RegistrationLogic import CANCELLED, applyToMoving
 from .Requests import RegistrationInputs
+from .TransformNodes import applyToMoving
 
 APPLY, CANCEL, STOPPING = "Apply", "Cancel", "Stopping..."
 OUTPUT_PARAMETERS = {

@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import vtk
-
 from .Geometry import InputProblem, toWorldTransform, transformPoints
 from .Lazy import numpy as np
 
@@ -108,34 +106,6 @@ def writeRegionFile(path: Path, center, axes, size) -> Path:
         "controlPoints": [_control("center", position)],
     }
     return _writeMarkup(path, content)
-
-
-def initialFromLandmarks(fixedPoints, movingPoints):
-    """The rigid 4x4 matrix from fixed to moving world (RAS) that fits pairs of points best.
-
-    Raises:
-        InputProblem: for fewer than three pairs, or points on one line.
-    """
-    if len(fixedPoints) < 3:
-        raise InputProblem("Three or more pairs of landmarks are needed for a start.")
-    spread = np.linalg.svd(fixedPoints - fixedPoints.mean(axis=0), compute_uv=False)
-    if spread[1] < 1.0:
-        raise InputProblem("The landmarks lie on one line; add one beside it.")
-    fit = vtk.vtkLandmarkTransform()
-    fit.SetModeToRigidBody()
-    fit.SetSourceLandmarks(_vtkPoints(fixedPoints))
-    fit.SetTargetLandmarks(_vtkPoints(movingPoints))
-    fit.Update()
-    matrix = fit.GetMatrix()
-    return np.array([[matrix.GetElement(row, column) for column in range(4)] for row in range(4)])
-
-
-def _vtkPoints(points) -> vtk.vtkPoints:
-    result = vtk.vtkPoints()
-    result.SetDataTypeToDouble()
-    for point in points:
-        result.InsertNextPoint(*(float(value) for value in point))
-    return result
 
 
 def _control(label: str, position) -> dict:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, field
 import slicer
 import vtk
 
-from .TransformNodes import markLinear
-
 TRANSFORM, INVERSE = "transform", "inverse"
 VOLUMES = ("warped", "jacobian", "displacement")
 REPORT = "report"
@@ -32,7 +30,7 @@ class LoadedResult:
     """Everything of a result, read completely before the scene is touched.
 
     Args:
-        transforms: vtkOrientedGridTransform by output name.
+        transforms: vtkOrientedGridTransform by output name, all from the fixed to the moving world.
         volumes: (vtkImageData, vtkMatrix4x4) by output name.
         tables: vtkTable by output name.
         report: the content of the report.
@@ -58,10 +56,9 @@ def commitResult(result: LoadedResult, nodes: dict, fixedVolume, movingVolume) -
     wanted = [*result.transforms, *result.volumes, *result.tables]
     scene = fixedVolume.GetScene()
     complete = {name: nodes.get(name) or _newNode(scene, name, movingVolume) for name in wanted}
-    before = [_snapshot(node) for node in complete.values()]
+    before = [_snapshot(name, node) for name, node in complete.items()]
     for name, transform in result.transforms.items():
-        complete[name].SetAndObserveTransformFromParent(transform)
-        markLinear(complete[name])
+        _setTransform(complete[name], name, transform)
     for name, (image, matrix) in result.volumes.items():
         complete[name].SetIJKToRASMatrix(matrix)
         complete[name].SetAndObserveImageData(image)
@@ -80,8 +77,8 @@ def restore(snapshots: list) -> list:
         node = snapshot["node"]
         if node.GetScene() is None:
             continue
-        current.append(_snapshot(node))
-        snapshot["apply"](node)
+        current.append(_snapshot(snapshot["name"], node))
+        snapshot["apply"]()
     return current
 
 
@@ -90,20 +87,33 @@ def _newNode(scene, name: str, movingVolume):
     return scene.AddNewNodeByClass(_CLASSES[name], title)
 
 
-def _snapshot(node) -> dict:
-    """What a node holds; new objects replace old ones at a commit, so references suffice."""
+def _snapshot(name: str, node) -> dict:
+    """What an output node holds; new objects replace old ones at a commit, so references suffice."""
     if node.IsA("vtkMRMLTransformNode"):
-        transform = node.GetTransformFromParent()
-        return {"node": node, "apply": lambda target: target.SetAndObserveTransformFromParent(transform)}
-    if node.IsA("vtkMRMLVolumeNode"):
-        image, matrix = node.GetImageData(), vtk.vtkMatrix4x4()
+        held = (node.GetTransformToParent() if name == INVERSE else node.GetTransformFromParent(),)
+        give = _setTransform
+    elif node.IsA("vtkMRMLVolumeNode"):
+        matrix = vtk.vtkMatrix4x4()
         node.GetIJKToRASMatrix(matrix)
-        return {"node": node, "apply": lambda target: _setVolume(target, image, matrix)}
-    table = node.GetTable()
-    return {"node": node, "apply": lambda target: target.SetAndObserveTable(table)}
+        held, give = (node.GetImageData(), matrix), _setVolume
+    else:
+        held, give = (node.GetTable(),), _setTable
+    return {"name": name, "node": node, "apply": lambda: give(node, name, *held)}
 
 
-def _setVolume(node, image, matrix) -> None:
+def _setTransform(node, name: str, transform) -> None:
+    """The inverse is the same map in the other direction, inverted by VTK where it is needed."""
+    if name == INVERSE:
+        node.SetAndObserveTransformToParent(transform)
+    else:
+        node.SetAndObserveTransformFromParent(transform)
+
+
+def _setTable(node, _name: str, table) -> None:
+    node.SetAndObserveTable(table)
+
+
+def _setVolume(node, _name: str, image, matrix) -> None:
     node.SetIJKToRASMatrix(matrix)
     node.SetAndObserveImageData(image)
 

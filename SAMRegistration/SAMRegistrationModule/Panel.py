@@ -28,7 +28,7 @@ class Panel:
             ui, logic, ui.logTextEdit.appendPlainText, dialogs, self.preset.setDevices
         )
         self.apply = ApplySection(ui, logic, self.environment.whenReady, self._onRegistered)
-        self.review = ReviewSection(ui)
+        self.review = ReviewSection(ui, logic, self.environment.whenReady)
         self.evaluate = EvaluateSection(ui, logic, self.environment.whenReady, _showTable)
 
     def setParameters(self, parameters) -> None:

@@ -1,47 +1,29 @@
-"""Registration and evaluation of MRML nodes by the worker: no Qt, from scripts as from the panel."""
+"""Registration, comparison and evaluation of MRML nodes by the worker: no Qt, from scripts as from the panel."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 
 from .Geometry import InputProblem, matrixFromArray
-from .Jobs import JobFolders, folderProblem
+from .JobRunner import Job, JobRunner, requireInScene
 from .Lazy import numpy as np
 from .OutputNodes import INVERSE, REPORT, TRANSFORM, VOLUMES, LoadedResult, commitResult, restore
-from .Requests import EvaluationInputs, RegistrationInputs, evaluationParameters, registrationParameters
+from .Requests import (
+    EvaluationInputs,
+    RegistrationInputs,
+    comparisonParameters,
+    evaluationParameters,
+    registrationParameters,
+)
+from .Review import Comparison
 from .Tables import addEvaluationPlot, evaluationTable, reportTable
-from .TransformNodes import fieldOf, gridGeometry, readFieldFile
+from .TransformNodes import fieldOf, gridGeometry, inverseOf, readFieldFile
 from .VolumeFiles import imageOf, readVolumeFile
-from .Worker import WorkerHost, processTransport
+from .Worker import processTransport
 
-CANCELLED, INPUT, INTERNAL = "cancelled", "input", "internal"
-_REMOVED = "The volumes were removed from the scene meanwhile; the result was thrown away."
-
-
-class RegistrationFailed(Exception):
-    """A registration that did not succeed; `hint` says what to do, `kind` what went wrong."""
-
-    def __init__(self, message: str, hint: "str | None", kind: str) -> None:
-        super().__init__(message if not hint else f"{message}\n{hint}")
-        self.message, self.hint, self.kind = message, hint, kind
+LARGEST_GAP_MM = 0.15
+"""A larger one is told to the user."""
 
 
-@dataclass
-class Job:
-    """A request on its way. `result` is what it gave, `error` is (message, hint, kind)."""
-
-    folder: Path
-    onProgress: "Callable | None" = None
-    onDone: "Callable | None" = None
-    onError: "Callable | None" = None
-    number: "int | None" = None
-    isDone: bool = False
-    result: object = None
-    error: "tuple | None" = None
-    report: dict = field(default_factory=dict)
-
-
-class RegistrationLogic:
+class RegistrationLogic(JobRunner):
     """What the module does.
 
     Args:
@@ -51,14 +33,8 @@ class RegistrationLogic:
     """
 
     def __init__(self, makeTransport: Callable = processTransport, worker=None, folderRoot=None) -> None:
-        self.worker = worker or WorkerHost(makeTransport)
-        self.folders = JobFolders(folderRoot)
+        JobRunner.__init__(self, makeTransport, worker, folderRoot)
         self._undo = []
-        self._jobs = []
-
-    @property
-    def isBusy(self) -> bool:
-        return bool(self._jobs)
 
     @property
     def canUndo(self) -> bool:
@@ -74,36 +50,58 @@ class RegistrationLogic:
             fixedVolume, movingVolume: scalar volumes, under any parent transforms.
             preset: name or file of a preset.
             options: fields of `RegistrationInputs` (masks, initialTransform, landmarks, device, model, strict,
-                seed, allowCPU, inverse); `outputs`, a dictionary from "transform", "inverse", "warped",
-                "jacobian", "displacement", "report" to an existing node, or to True for a new one; `onProgress`
-                (stage, fraction, secondsLeft), `onDone` (transform node, report), `onError` (message, hint, kind).
+                seed, allowCPU); `outputs`, a dictionary from "transform", "inverse", "warped", "jacobian",
+                "displacement", "report" to an existing node, or to True for a new one; `onProgress` (stage,
+                fraction, secondsLeft), `onDone` (output nodes by name, report), `onError` (message, hint, kind).
 
         Raises:
             InputProblem: if the inputs cannot be used.
             RegistrationFailed: without callbacks, if it does not succeed.
         """
-        callbacks = {name: options.pop(name, None) for name in ("onProgress", "onDone", "onError")}
+        job = self.newJob(options)
         wanted = {TRANSFORM: True, **{name: node for name, node in options.pop("outputs", {}).items() if node}}
-        if wanted.get(INVERSE):
-            options["inverse"] = True
-        inputs = RegistrationInputs(fixedVolume, movingVolume, preset, **options)
         nodes = {name: node for name, node in wanted.items() if node is not True}
-        job = Job(self.folders.newJob(), **callbacks)
-        parameters = self._prepared(
+
+        def prepare() -> tuple:
+            inputs = RegistrationInputs(fixedVolume, movingVolume, preset, **options)
+            return registrationParameters(inputs, nodes.get(TRANSFORM), self.folders, job.folder, list(wanted))
+
+        parameters, notes = self.prepared(job, prepare)
+
+        def take(result: dict) -> tuple:
+            return self._takeResult(job, _loaded(result, wanted, notes), nodes, fixedVolume, movingVolume)
+
+        return self.run(job, "register", parameters, take)
+
+    def compare(self, transformNode, fixedVolume, movingVolume, views=(), **callbacks):
+        """Compute views on a result, and the place to look at first; nothing in the scene changes.
+
+        Args:
+            transformNode: applied to the moving volume it brings it onto the fixed one.
+            fixedVolume, movingVolume: what it belongs to.
+            views: of "checkerboard", "difference" and "jacobian".
+            callbacks: `onDone` (a `Comparison`), `onError`, `onProgress`. Without them the call waits.
+
+        Returns:
+            The `Comparison`, or with callbacks the `Job`.
+
+        Raises:
+            InputProblem, RegistrationFailed: as of `register`.
+        """
+        job = self.newJob(callbacks)
+        parameters = self.prepared(
             job,
-            lambda: registrationParameters(inputs, nodes.get(TRANSFORM), self.folders, job.folder, list(wanted)),
+            lambda: comparisonParameters(transformNode, fixedVolume, movingVolume, views, self.folders, job.folder),
         )
 
-        def take(result: dict) -> None:
-            loaded = _loaded(result, wanted)
-            if any(node.GetScene() is None for node in (fixedVolume, movingVolume, *nodes.values())):
-                raise InputProblem(_REMOVED)
-            complete, before = commitResult(loaded, nodes, fixedVolume, movingVolume)
-            self._undo = before
-            job.report = loaded.report
-            self._finish(job, result=complete[TRANSFORM], arguments=(complete, loaded.report))
+        def take(result: dict) -> tuple:
+            requireInScene(transformNode, fixedVolume, movingVolume)
+            worst = result["worst"]
+            images = {view: readVolumeFile(result[view]) for view in views}
+            found = Comparison(images, result["limit"], worst["position"], worst["folds"], worst["value"])
+            return found, (found,)
 
-        return self._run(job, "register", parameters, take, waits=not any(callbacks.values()))
+        return self.run(job, "compare", parameters, take)
 
     def evaluate(self, transformNode, fixedVolume, movingVolume, **options):
         """Measure a transform on segmentations or landmarks.
@@ -122,32 +120,25 @@ class RegistrationLogic:
             InputProblem: if the inputs cannot be used.
             RegistrationFailed: without callbacks, if it does not succeed.
         """
-        callbacks = {name: options.pop(name, None) for name in ("onProgress", "onDone", "onError")}
+        job = self.newJob(options)
         table, chart = options.pop("tableNode", None), options.pop("chartNode", None)
-        inputs = EvaluationInputs(transformNode, fixedVolume, movingVolume, **options)
-        job = Job(self.folders.newJob(), **callbacks)
-        parameters, names = self._prepared(job, lambda: evaluationParameters(inputs, self.folders, job.folder))
 
-        def take(result: dict) -> None:
+        def prepare() -> tuple:
+            inputs = EvaluationInputs(transformNode, fixedVolume, movingVolume, **options)
+            return evaluationParameters(inputs, self.folders, job.folder)
+
+        parameters, names = self.prepared(job, prepare)
+
+        def take(result: dict) -> tuple:
             found = result["report"]
-            if fixedVolume.GetScene() is None:
-                raise InputProblem(_REMOVED)
+            requireInScene(fixedVolume, table, chart)
             scene = fixedVolume.GetScene()
             node = table or scene.AddNewNodeByClass("vtkMRMLTableNode", scene.GenerateUniqueName("Evaluation"))
             node.SetAndObserveTable(evaluationTable(found, names))
             job.report = found
-            self._finish(job, result=node, arguments=(node, found, addEvaluationPlot(node, chart)))
+            return node, (node, found, addEvaluationPlot(node, chart))
 
-        return self._run(job, "evaluate", parameters, take, waits=not any(callbacks.values()))
-
-    def ask(self, request: str, parameters: dict, onResult: Callable, onError: Callable) -> int:
-        """A request that touches no nodes, such as "check_device"."""
-        return self.worker.send(request, parameters, on_result=onResult, on_error=onError)
-
-    def cancel(self, job: Job) -> None:
-        """Stop a job; the scene stays as it is. Its `onError` is told (kind "cancelled") when it has stopped."""
-        if not job.isDone and job.number is not None:
-            self.worker.cancel(job.number)
+        return self.run(job, "evaluate", parameters, take)
 
     def undo(self) -> bool:
         """Give the output nodes back what they held before the last registration; once more takes it back."""
@@ -156,78 +147,42 @@ class RegistrationLogic:
 
     def forgetScene(self) -> None:
         """The scene was closed: jobs are cancelled, what could be undone is gone."""
-        for job in list(self._jobs):
-            self.cancel(job)
+        self.cancelAll()
         self._undo = []
 
-    def close(self) -> None:
-        """End the worker and remove all temporary files."""
-        self.worker.close()
-        self.folders.clear()
-
-    def _prepared(self, job: Job, prepare: Callable):
-        try:
-            return prepare()
-        except OSError as error:
-            self.folders.remove(job.folder)
-            raise folderProblem(job.folder, error) from error
-        except BaseException:
-            self.folders.remove(job.folder)
-            raise
-
-    def _run(self, job: Job, request: str, parameters: dict, take: Callable, waits: bool):
-        def onResult(result: dict) -> None:
-            try:
-                take(result)
-            except InputProblem as problem:
-                fail(str(problem), None, INPUT)
-            except Exception as error:
-                fail(f"The result cannot be used: {error}", "Try again; if it stays, copy the log.", INTERNAL)
-
-        def fail(message: str, hint: "str | None", kind: str) -> None:
-            self._finish(job, error=(message, hint, kind), arguments=(message, hint, kind))
-
-        self._jobs.append(job)
-        job.number = self.worker.send(
-            request, parameters, on_progress=job.onProgress, on_result=onResult, on_error=fail
-        )
-        if not waits:
-            return job
-        try:
-            self.worker.waitUntil(lambda: job.isDone)
-        except KeyboardInterrupt:
-            self.cancel(job)
-            self.worker.waitUntil(lambda: job.isDone)
-        if job.error is not None:
-            raise RegistrationFailed(*job.error)
-        return job.result
-
-    def _finish(self, job: Job, result=None, error=None, arguments=()) -> None:
-        job.isDone, job.result, job.error = True, result, error
-        if job in self._jobs:
-            self._jobs.remove(job)
-        self.folders.remove(job.folder)
-        callback = job.onDone if error is None else job.onError
-        if callback is not None:
-            callback(*arguments)
+    def _takeResult(self, job: Job, loaded: LoadedResult, nodes: dict, fixedVolume, movingVolume) -> tuple:
+        """Put a result into the scene; gives the transform node and what `onDone` is told."""
+        requireInScene(fixedVolume, movingVolume, *nodes.values())
+        complete, self._undo = commitResult(loaded, nodes, fixedVolume, movingVolume)
+        job.report = loaded.report
+        return complete[TRANSFORM], (complete, loaded.report)
 
 
-def _loaded(result: dict, wanted: dict) -> LoadedResult:
+def _loaded(result: dict, wanted: dict, notes: list) -> LoadedResult:
     """Read everything of a result; nothing of the scene is touched."""
     transforms = {TRANSFORM: readFieldFile(result["field"])}
     if wanted.get(INVERSE):
-        if not result.get("inverse"):
-            raise InputProblem("The worker gave no inverse transform; see the log.")
-        transforms[INVERSE] = readFieldFile(result["inverse"])
+        transforms[INVERSE] = inverseOf(transforms[TRANSFORM])
     volumes = {}
     for name in VOLUMES:
         if wanted.get(name):
             if not result.get(name):
                 raise InputProblem(f'The worker gave no output "{name}"; see the log.')
             volumes[name] = (_magnitude if name == "displacement" else readVolumeFile)(result[name])
-    report = result.get("report") or {}
+    report = {**(result.get("report") or {}), "notes": notes}
+    report["warnings"] = [*report.get("warnings", []), *_fieldWarnings(result.get("field_gap_mm") or 0.0)]
     tables = {REPORT: reportTable(report)} if wanted.get(REPORT) else {}
     return LoadedResult(transforms, volumes, tables, report)
+
+
+def _fieldWarnings(gap: float) -> list:
+    """Say where the transform node cannot follow the registration as closely as it should."""
+    if gap <= LARGEST_GAP_MM:
+        return []
+    return [
+        f"The field bends so sharply that the transform node strays from the registered volume by up to {gap:.1f} mm, "
+        "since Slicer interpolates fields cubically; a preset with a smoother field is followed exactly."
+    ]
 
 
 def _magnitude(path: str):
@@ -235,23 +190,3 @@ def _magnitude(path: str):
     grid = readFieldFile(path)
     lengths = np.linalg.norm(fieldOf(grid), axis=-1).astype(np.float32)
     return imageOf(lengths), matrixFromArray(gridGeometry(grid).ijkToRAS)
-
-
-def applyToMoving(movingNode, transformNode) -> None:
-    """Show a node of the moving side through a result: the topmost of its own parents goes under the result."""
-    topmost = movingNode
-    while topmost.GetParentTransformNode() is not None:
-        if topmost.GetParentTransformNode() is transformNode:
-            return
-        topmost = topmost.GetParentTransformNode()
-    topmost.SetAndObserveTransformNodeID(transformNode.GetID())
-
-
-def removeFromMoving(movingNode, transformNode) -> None:
-    """Undo `applyToMoving`."""
-    node = movingNode
-    while node is not None:
-        if node.GetParentTransformNode() is transformNode:
-            node.SetAndObserveTransformNodeID(None)
-            return
-        node = node.GetParentTransformNode()

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .Geometry import InputProblem, parentTransforms
-from .Markups import initialFromLandmarks, pointPairs, writePointsFile
+from .LandmarkFit import fitLandmarks
+from .Markups import pointPairs, writePointsFile
 from .Segmentations import commonSegmentNames, labelsOnGrid
 from .TransformNodes import writeInitialFile, writeTransformFile
 from .VolumeFiles import writeMatrixFile, writeVolumeFile
@@ -21,13 +22,12 @@ class RegistrationInputs:
         preset: name or file of a preset.
         fixedMask, movingMask: segmentation, label map or markups ROI: where to register.
         initialTransform: transform node to start from, as it would be applied to the moving volume.
-        fixedLandmarks, movingLandmarks: three or more pairs of points to start from instead.
+        fixedLandmarks, movingLandmarks: three or more pairs of points to start from instead; see `fitLandmarks`.
         device: "auto", "cpu", "cuda" or "cuda:N".
         model: features instead of the preset's.
         strict: refuse other features where weights are missing.
         seed: of everything random.
         allowCPU: go on without the GPU if it fails or is too small.
-        inverse: compute the inverse map too.
     """
 
     fixedVolume: object
@@ -43,7 +43,6 @@ class RegistrationInputs:
     strict: bool = False
     seed: int = 0
     allowCPU: bool = True
-    inverse: bool = False
 
     def missing(self) -> "str | None":
         """What keeps the registration from starting, as a sentence; None if nothing does."""
@@ -90,8 +89,8 @@ class EvaluationInputs:
         return None
 
 
-def registrationParameters(inputs: RegistrationInputs, outputNode, folders, job: Path, wanted: list) -> dict:
-    """Write the files of a registration and give the parameters of its request.
+def registrationParameters(inputs: RegistrationInputs, outputNode, folders, job: Path, wanted: list) -> tuple:
+    """Write the files of a registration; gives the parameters of its request, and sentences on what was decided.
 
     Args:
         inputs: what the user chose.
@@ -110,6 +109,7 @@ def registrationParameters(inputs: RegistrationInputs, outputNode, folders, job:
         raise InputProblem("The fixed volume lies under the output transform; choose another output.")
     fixed, fixedGeometry = folders.volumeFile(inputs.fixedVolume)
     moving, movingGeometry = folders.volumeFile(inputs.movingVolume, outputNode)
+    notes = []
     parameters = {
         "fixed": str(fixed),
         "moving": str(moving),
@@ -118,7 +118,6 @@ def registrationParameters(inputs: RegistrationInputs, outputNode, folders, job:
         "strict": inputs.strict,
         "seed": inputs.seed,
         "allow_cpu": inputs.allowCPU,
-        "inverse": inputs.inverse,
         "outputs": [name for name in wanted if name in EXTRA_OUTPUTS],
         "output": str(job / "result"),
     }
@@ -134,10 +133,31 @@ def registrationParameters(inputs: RegistrationInputs, outputNode, folders, job:
     if inputs.initialTransform is not None:
         parameters["initial"] = str(writeInitialFile(job, inputs.initialTransform, fixedGeometry))
     elif inputs.fixedLandmarks is not None:
-        fixedPoints, movingPoints, _ = pointPairs(inputs.fixedLandmarks, inputs.movingLandmarks, outputNode)
-        matrix = initialFromLandmarks(fixedPoints, movingPoints)
-        parameters["initial"] = str(writeMatrixFile(job / "initial.tfm", matrix))
-    return parameters
+        fixedPoints, movingPoints, labels = pointPairs(inputs.fixedLandmarks, inputs.movingLandmarks, outputNode)
+        fit = fitLandmarks(fixedPoints, movingPoints)
+        notes.append(fit.sentence(labels))
+        parameters["initial"] = str(writeMatrixFile(job / "initial.tfm", fit.matrix))
+    return parameters, notes
+
+
+def comparisonParameters(transformNode, fixedVolume, movingVolume, views, folders, job: Path) -> dict:
+    """Write the files of a comparison and give the parameters of its request.
+
+    The moving volume is taken as it lies without the transform.
+
+    Raises:
+        InputProblem: if the inputs cannot be used.
+        OSError: if the folder cannot be written.
+    """
+    fixed, fixedGeometry = folders.volumeFile(fixedVolume)
+    moving, _ = folders.volumeFile(movingVolume, transformNode)
+    return {
+        "fixed": str(fixed),
+        "moving": str(moving),
+        "transform": str(writeTransformFile(job, transformNode, fixedGeometry)),
+        "views": list(views),
+        "output": str(job / "views"),
+    }
 
 
 def evaluationParameters(inputs: EvaluationInputs, folders, job: Path) -> tuple:

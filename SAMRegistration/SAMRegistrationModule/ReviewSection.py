@@ -1,26 +1,33 @@
 """The part of the panel that shows a result, one click each."""
 
 from .Geometry import InputProblem
+from .JobRunner import CANCELLED
 from .Review import Review
+
+PLACE = "place"
+"""What the button that jumps to the worst place asks for, beside the views."""
 
 
 class ReviewSection:
-    """Buttons for the views on the result.
+    """Buttons for the views on the result. The worker computes them, so that Slicer goes on meanwhile.
 
     Args:
         ui: the panel's widgets by name.
+        logic: does the work.
+        isReady: sees to it that everything is installed; see `EnvironmentSection.whenReady`.
     """
 
-    def __init__(self, ui) -> None:
-        self._ui = ui
+    def __init__(self, ui, logic, isReady) -> None:
+        self._ui, self._logic, self._isReady = ui, logic, isReady
         self._parameters = None
+        self._job = None
+        self._known = {}
         self._views = {
-            ui.fadeButton: lambda review: review.fade(ui.fadeSliderWidget.value),
-            ui.checkerboardButton: lambda review: review.checkerboard(),
-            ui.differenceButton: lambda review: review.difference(),
-            ui.jacobianButton: lambda review: review.jacobian(),
+            ui.checkerboardButton: "checkerboard",
+            ui.differenceButton: "difference",
+            ui.jacobianButton: "jacobian",
         }
-        for button in self._views:
+        for button in (ui.fadeButton, *self._views):
             button.clicked.connect(lambda *_, chosen=button: self._onView(chosen))
         ui.gridButton.clicked.connect(lambda *_: self._onGrid())
         ui.worstButton.clicked.connect(lambda *_: self._onWorst())
@@ -34,13 +41,13 @@ class ReviewSection:
     def update(self) -> None:
         """Enable what can be shown now."""
         ready = self._review() is not None
-        for button in (*self._views, self._ui.gridButton, self._ui.worstButton):
+        for button in (self._ui.fadeButton, *self._views, self._ui.gridButton, self._ui.worstButton):
             button.setEnabled(ready)
         self._ui.fadeSliderWidget.setEnabled(ready)
         if not ready:
-            self._ui.reviewLabel.setText("Register first, or choose an existing transform under Outputs.")
+            self._say("Register first, or choose an existing transform under Outputs.")
         elif self._ui.reviewLabel.text.startswith("Register first"):
-            self._ui.reviewLabel.setText("")
+            self._say("")
 
     def showResult(self) -> None:
         """What the user sees after a registration: the two volumes faded."""
@@ -56,30 +63,71 @@ class ReviewSection:
         return Review(*nodes, keeper=parameters.parameterNode)
 
     def _onView(self, chosen) -> None:
-        for button in self._views:
-            button.setChecked(button is chosen)
-        self._try(self._views[chosen])
-
-    def _onFade(self) -> None:
-        if self._ui.fadeButton.checked:
-            self._try(self._views[self._ui.fadeButton])
-
-    def _onGrid(self) -> None:
-        self._try(lambda review: review.deformedGrid(self._ui.gridButton.checked))
-
-    def _onWorst(self) -> None:
-        def jump(review) -> None:
-            position, sentence = review.worstPlace()
-            review.jumpTo(position)
-            self._ui.reviewLabel.setText(sentence)
-
-        self._try(jump)
-
-    def _try(self, view) -> None:
         review = self._review()
         if review is None:
             return
-        try:
-            view(review)
-        except InputProblem as problem:
-            self._ui.reviewLabel.setText(str(problem))
+        for button in (self._ui.fadeButton, *self._views):
+            button.setChecked(button is chosen)
+        self._stop()
+        if chosen is self._ui.fadeButton:
+            review.fade(self._ui.fadeSliderWidget.value)
+            return
+        view = self._views[chosen]
+        if self._known.get(view) == review.state and review.show(view):
+            return
+        self._compute(review, view, lambda found: review.take(view, found))
+
+    def _onFade(self) -> None:
+        if self._ui.fadeButton.checked and (review := self._review()) is not None:
+            review.fade(self._ui.fadeSliderWidget.value)
+
+    def _onGrid(self) -> None:
+        if (review := self._review()) is not None:
+            review.deformedGrid(self._ui.gridButton.checked)
+
+    def _onWorst(self) -> None:
+        if (review := self._review()) is not None:
+            self._stop()
+            self._compute(review, PLACE, lambda found: self._jump(review, found))
+
+    def _jump(self, review: Review, found) -> None:
+        review.jumpTo(found.worstRAS)
+        self._say(found.sentence)
+
+    def _compute(self, review: Review, what: str, take) -> None:
+        """Let the worker compute a view, or the worst place, once it can work."""
+        state = review.state
+        self._say("Computing...")
+
+        def onDone(found) -> None:
+            self._job = None
+            self._known[what] = state
+            self._say("")
+            take(found)
+
+        def start(_device: str) -> None:
+            views = () if what == PLACE else (what,)
+            nodes = (review.transform, review.fixed, review.moving)
+            try:
+                self._job = self._logic.compare(*nodes, views, onDone=onDone, onError=self._onError)
+            except InputProblem as problem:
+                self._say(str(problem))
+                return
+            if self._job.isDone:
+                self._job = None
+
+        self._isReady(start, self._say)
+
+    def _stop(self) -> None:
+        """What was asked before is not wanted any more."""
+        if self._job is not None:
+            self._logic.cancel(self._job)
+            self._job = None
+
+    def _onError(self, message: str, hint, kind: str) -> None:
+        if kind != CANCELLED:
+            self._job = None
+            self._say("\n".join(part for part in (message, hint) if part))
+
+    def _say(self, text: str) -> None:
+        self._ui.reviewLabel.setText(text)

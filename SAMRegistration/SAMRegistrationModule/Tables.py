@@ -22,6 +22,7 @@ def reportTable(report: dict) -> vtk.vtkTable:
     """A registration report as two columns, in the order in which a reader asks."""
     rows = [("preset", report.get("preset", "")), ("device", report.get("machine", {}).get("device", ""))]
     rows += [("warning", sentence) for sentence in report.get("warnings", [])]
+    rows += [("note", sentence) for sentence in report.get("notes", [])]
     rows += [(f"seconds, {stage['name']}", stage["seconds"]) for stage in report.get("stages", [])]
     rows += [("seconds, all", report.get("seconds")), ("peak memory, MiB", report.get("peak_memory_mib"))]
     for state in STATES:

@@ -11,13 +11,14 @@ from .Lazy import numpy as np
 from .Lazy import numpySupport
 from .VolumeFiles import writeDisplacementFile, writeMatrixFile
 
-INTERPOLATION_ATTRIBUTE = "SAMRegistration.Interpolation"
 INITIAL_SPACING_MM = 4.0
 """Sampling of a start that is not linear; it only has to lead near."""
 
 
 def readFieldFile(path: Path):
     """A displacement file (LPS mm, from fixed to moving) as vtkOrientedGridTransform in RAS.
+
+    It is interpolated cubically, as Slicer interpolates every field that it reads: what is saved reads back the same.
 
     Raises:
         InputProblem: if the file cannot be read or holds values that are not finite.
@@ -33,32 +34,14 @@ def readFieldFile(path: Path):
     bounds = grid.GetDisplacementGrid().GetScalarRange()
     if not all(abs(bound) < float("inf") for bound in bounds):
         raise InputProblem(f"The result {Path(path).name} holds numbers that are not finite; see the log.")
-    grid.SetInterpolationModeToLinear()
     return grid
 
 
-def markLinear(node) -> None:
-    """Note in a transform node, for the scene file, that its field is interpolated linearly."""
-    node.SetAttribute(INTERPOLATION_ATTRIBUTE, "linear")
-
-
-def restoreInterpolation(scene) -> int:
-    """Make the fields of this module linear again; returns how many were not.
-
-    The fields are solved and checked with linear interpolation, as ITK reads them. No file format of Slicer says
-    so: whatever is read comes back cubic, which differs where a field bends sharply.
-    """
-    changed = 0
-    kind = "vtkMRMLTransformNode"
-    for node in [scene.GetNthNodeByClass(index, kind) for index in range(scene.GetNumberOfNodesByClass(kind))]:
-        if node.GetAttribute(INTERPOLATION_ATTRIBUTE) != "linear":
-            continue
-        for transform in (node.GetTransformFromParent(), node.GetTransformToParent()):
-            grid = transform if transform is not None and transform.IsA("vtkOrientedGridTransform") else None
-            if grid is not None and grid.GetInterpolationMode() != vtk.VTK_LINEAR_INTERPOLATION:
-                grid.SetInterpolationModeToLinear()
-                changed += 1
-    return changed
+def inverseOf(gridTransform):
+    """The same field, to be set in the other direction: VTK inverts it point by point where it is asked."""
+    copy = slicer.vtkOrientedGridTransform()
+    copy.DeepCopy(gridTransform)
+    return copy
 
 
 def gridGeometry(gridTransform) -> GridGeometry:
@@ -99,25 +82,6 @@ def fieldOf(gridTransform):
     return scalars.reshape(*reversed(image.GetDimensions()), 3) * gridTransform.GetDisplacementScale()
 
 
-def jacobianDeterminant(transformNode):
-    """Determinants (k, j, i) of the map that a result holds, and the grid that they are given on.
-
-    Raises:
-        InputProblem: if the node holds no displacement field.
-    """
-    grid = transformNode.GetTransformFromParentAs("vtkOrientedGridTransform", False, False)
-    if grid is None or grid.GetDisplacementGrid() is None:
-        raise InputProblem(f'The transform "{transformNode.GetName()}" holds no displacement field.')
-    geometry = gridGeometry(grid)
-    field = fieldOf(grid)
-    perVoxel = np.stack([_gradient(field, 2 - axis) / geometry.spacing[axis] for axis in range(3)], axis=-1)
-    return np.linalg.det(perVoxel @ geometry.directions.T + np.eye(3)), geometry
-
-
-def _gradient(field, axis: int):
-    return np.gradient(field, axis=axis) if field.shape[axis] > 1 else np.zeros_like(field)
-
-
 def writeTransformFile(folder: Path, transformNode, fixedGeometry: GridGeometry) -> Path:
     """Write a transform node with all its parents as the library's transform from fixed to moving space.
 
@@ -135,3 +99,23 @@ def writeTransformFile(folder: Path, transformNode, fixedGeometry: GridGeometry)
         return writeInitialFile(folder, transformNode, fixedGeometry)
     displacement = displacementOf(fromWorldOfTransform(transformNode), fixedGeometry)
     return writeDisplacementFile(folder / "transform.nrrd", displacement, fixedGeometry)
+
+
+def applyToMoving(movingNode, transformNode) -> None:
+    """Show a node of the moving side through a result: the topmost of its own parents goes under the result."""
+    topmost = movingNode
+    while topmost.GetParentTransformNode() is not None:
+        if topmost.GetParentTransformNode() is transformNode:
+            return
+        topmost = topmost.GetParentTransformNode()
+    topmost.SetAndObserveTransformNodeID(transformNode.GetID())
+
+
+def removeFromMoving(movingNode, transformNode) -> None:
+    """Undo `applyToMoving`."""
+    node = movingNode
+    while node is not None:
+        if node.GetParentTransformNode() is transformNode:
+            node.SetAndObserveTransformNodeID(None)
+            return
+        node = node.GetParentTransformNode()
