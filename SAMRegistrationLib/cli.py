@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from . import __version__
 from .benchmark.command import add_benchmark_arguments, run_benchmark
+from .benchmark.scaling import add_scaling_arguments, run_scaling
 from .errors import Cancelled, NotEnoughMemoryError, RegistrationError, UsageError, is_out_of_memory
 from .models.command import add_models_arguments, run_models
 from .refinement.command import add_refine_arguments, run_refine
@@ -142,6 +143,11 @@ def _add_benchmark(subparsers: argparse._SubParsersAction) -> None:
     subparsers.choices["benchmark"].set_defaults(run=run_benchmark)
 
 
+def _add_scaling(subparsers: argparse._SubParsersAction) -> None:
+    add_scaling_arguments(subparsers)
+    subparsers.choices["scaling"].set_defaults(run=run_scaling)
+
+
 def _add_doctor(subparsers: argparse._SubParsersAction) -> None:
     command = subparsers.add_parser("doctor", help="say what this machine offers and what is missing")
     command.set_defaults(run=_lazily("doctor_command"))
@@ -176,6 +182,7 @@ _SUBCOMMANDS: tuple[Callable[[argparse._SubParsersAction], None], ...] = (
     _add_models,
     _add_train,
     _add_benchmark,
+    _add_scaling,
     _add_doctor,
     _add_demo,
 )

@@ -35,6 +35,7 @@ Reader = Callable[[Dataset], list[Pair]]
 
 KINDS: dict[str, str] = {
     "files": "SAMRegistrationLib.benchmark.file_pairs:read_pairs",
+    "synthetic": "SAMRegistrationLib.benchmark.synthetic_pairs:read_pairs",
 }
 """`MODULE:FUNCTION` of each kind's reader, loaded when it is needed.
 

@@ -47,6 +47,8 @@ COLUMNS = (
     Column("TRE p95 mm", _mean_of("tre_p95_mm")),
     ERROR,
     Column("error p95 mm", _mean_of("error_p95_mm")),
+    Column("error at the sliding wall mm", _mean_of("sliding_error_mean_mm")),
+    Column("p95 there mm", _mean_of("sliding_error_p95_mm")),
     Column("spine moved mm", _mean_of("still_mean_mm")),
     FOLDED,
     Column("NDV %", _mean_of("ndv_percent"), digits=3),

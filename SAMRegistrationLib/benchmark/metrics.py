@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from ..sampling import Interpolation
 from .geometry import FloatArray
 from .masks import BoolArray, body, judged_points, whole_numbers
 from .pairs import Pair, Region
+from .synthetic_pairs import near_sliding
 
 STILL_WIDTH_MM = 35.0
 
@@ -181,6 +183,20 @@ def truth(judged: Judged) -> list[Score]:
     return distances("error", point_distances(judged.field.transform_points(points), expected))
 
 
+def sliding(judged: Judged) -> list[Score]:
+    """`sliding_error_*_mm` against a known transform, only close to the surface where organs slide."""
+    mask = None if judged.pair.truth is None else judged.pair.truth.mask
+    near = near_sliding(mask) if isinstance(mask, Path) else None
+    if judged.pair.truth is None or near is None:
+        return []
+    points = judged.fixed.grid.to_world(np.argwhere(near)[:, ::-1])
+    expected = judged.pair.truth.transform_points(points)
+    there = judged.moving.grid.contains(expected)
+    return distances(
+        "sliding_error", point_distances(judged.field.transform_points(points[there]), expected[there])
+    )
+
+
 def stillness(judged: Judged) -> list[Score]:
     """`still_*_mm`, the displacement of the spine where the common scanner frame says that it did not move."""
     if judged.pair.still_label is None or judged.label_maps is None:
@@ -204,6 +220,7 @@ METRICS: dict[str, Metric] = {
     "labels": labels,
     "landmarks": landmarks,
     "truth": truth,
+    "sliding": sliding,
     "stillness": stillness,
     "smoothness": smoothness,
     "coverage": coverage,

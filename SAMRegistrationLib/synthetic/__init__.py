@@ -8,7 +8,7 @@ The given volume is the fixed one; `deform` makes the moving one from it, such t
     truth = motion.displacement(image.grid)
 """
 
-from .appearance import contrast_phase, crop_field_of_view, noise, shading, thick_slices
+from .appearance import contrast_phase, crop_field_of_view, noise, shading, thick_slices, trim
 from .breathing import BreathingMotion, breathing
 from .deformation import Deformation, ElasticMotion, Step, deform
 from .motions import elastic, rotation
@@ -29,4 +29,5 @@ __all__ = [
     "shading",
     "streaks",
     "thick_slices",
+    "trim",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -66,8 +68,18 @@ def crop_field_of_view(image: Image, seed: int, keep: float = 0.6, axis: int = 2
     lower, upper = [0, 0, 0], list(image.grid.size)
     lower[axis] = image.grid.size[axis] - kept if at_end else 0
     upper[axis] = lower[axis] + kept
-    z, y, x = (slice(lower[own], upper[own]) for own in (2, 1, 0))
-    return Image(image.data[z, y, x].clone(), image.grid.cropped(lower, upper), image.pixel_type, image.modality)
+    return _cropped(image, lower, upper)
+
+
+def trim(image: Image, margin_mm: float = 10.0) -> Image:
+    """Without the first and last slices (grid z), into which a motion may have brought what no scan has seen."""
+    cut = min(int(np.ceil(margin_mm / image.grid.spacing[2])), (image.grid.size[2] - 1) // 2)
+    return _cropped(image, [0, 0, cut], [*image.grid.size[:2], image.grid.size[2] - cut])
+
+
+def _cropped(image: Image, lower: list[int], upper: list[int]) -> Image:
+    z, y, x = (slice(lower[axis], upper[axis]) for axis in (2, 1, 0))
+    return replace(image, data=image.data[z, y, x].clone(), grid=image.grid.cropped(lower, upper))
 
 
 def _changed(image: Image, change: Tensor) -> Image:
