@@ -100,11 +100,12 @@ class SAMRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
     """The panel; `logic` and `dialogs` may be given by tests."""
 
     def __init__(self, parent=None, logic=None, dialogs=None):
-        ScriptedLoadableModuleWidget.__init__(self, parent)
         VTKObservationMixin.__init__(self)
         self.logic, self._dialogs = logic, dialogs
         self.panel = None
         self._timer = None
+        # Without a parent the base class makes one, and calls `setup` at once.
+        ScriptedLoadableModuleWidget.__init__(self, parent)
 
     def setup(self):
         """Make the panel; what fails here is told in the panel, which is never empty."""
@@ -167,7 +168,7 @@ class SAMRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def onSceneEndClose(self, *_arguments):
         """A new scene gets a new parameter node once the module is seen."""
-        if self.parent.isEntered:
+        if getattr(self.parent, "isEntered", True):
             self.initializeParameterNode()
 
     def initializeParameterNode(self):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,17 @@ def comparison_reply(request: dict[str, Any], folds: bool = False) -> dict[str, 
     files = {view: parameters["fixed"] for view in parameters["views"]}
     worst = {"position": [-10.0, 10.0, -30.0], "folds": folds, "value": -0.5 if folds else 321.0}
     return {"reply": "result", "result": {**files, "limit": 200.0, "worst": worst}}
+
+
+def test_a_panel_without_a_parent_makes_its_own_window(slicer: Any) -> None:
+    import SAMRegistration
+
+    make_module()
+    slicer.modules.samregistration = types.SimpleNamespace(path=str(MODULE_FOLDER / "SAMRegistration.py"))
+    widget = SAMRegistration.SAMRegistrationWidget()
+    assert widget.panel is not None and widget.ui.applyButton.text == "Apply"
+    slicer.mrmlScene.Clear(0)
+    discard(widget)
 
 
 def test_review_shows_every_view_and_reuses_its_volumes(

@@ -168,7 +168,7 @@ def test_segmentations_go_where_simpleitk_puts_them(registered: Registered) -> N
     reference = sitk.ReadImage(str(registered.inputs[0]))
     expected = sitk.Resample(image, reference, registered.truth, sitk.sitkNearestNeighbor, 0)
     different = labels != sitk.GetArrayFromImage(expected)
-    assert mask.sum() > 100 and different.mean() < 0.0005
+    assert mask.sum() > 100 and different.mean() < 0.001
 
 
 def test_the_registered_volume_is_voxel_for_voxel_the_one_of_the_library(registered: Registered) -> None:

@@ -16,11 +16,24 @@ class ScriptedLoadableModule:
 
 
 class ScriptedLoadableModuleWidget:
-    """A panel within a parent widget with a layout."""
+    """A panel within a parent widget with a layout; without one it makes its own and is set up at once."""
 
-    def __init__(self, parent: Any) -> None:
-        self.parent = parent
-        self.layout = parent.layout()
+    def __init__(self, parent: Any = None) -> None:
+        self.parent = parent or self._window()
+        self.layout = self.parent.layout()
+        if parent is None:
+            self.setup()
+            self.parent.show()
+
+    @staticmethod
+    def _window() -> Any:
+        import qt
+        import slicer
+
+        window = slicer.qMRMLWidget()
+        window.setLayout(qt.QVBoxLayout())
+        window.setMRMLScene(slicer.mrmlScene)
+        return window
 
     def resourcePath(self, name: str) -> str:
         return str(Path(inspect.getfile(type(self))).parent / "Resources" / name)
