@@ -75,16 +75,22 @@ class Pair:
         return float(distance[:, 3:-3, 3:-3, 3:-3].mean())
 
 
-def textured_pair(size: tuple[int, int, int] = (32, 32, 32), amplitude: float = 2.5, seed: int = 0) -> Pair:
-    """A moving volume of smooth noise, and a fixed one that is its exact warp by a smooth field.
+def textured_pair(size: tuple[int, int, int] = (32, 32, 32), motion: float = 0.8, seed: int = 0) -> Pair:
+    """A pair of smooth noise, as `deformed_pair` makes it."""
+    generator = torch.Generator().manual_seed(seed)
+    moving = _smooth((1, 1, *size), 10, generator) + 0.4 * _smooth((1, 1, *size), 4, generator)
+    return deformed_pair((moving - moving.min()) / (moving.max() - moving.min()), motion, seed)
 
-    The field's largest components are `amplitude` voxels.
+
+def deformed_pair(moving: Tensor, motion: float, seed: int = 0) -> Pair:
+    """A moving volume (1, 1, z, y, x), and a fixed one that is its exact warp by a smooth field.
+
+    The field is `motion` voxels long on average. The embeddings are smooth noise, warped alike.
     """
     generator = torch.Generator().manual_seed(seed)
+    size = tuple(moving.shape[2:])
     truth = _smooth((1, 3, *size), 16, generator)
-    truth = truth * (amplitude / truth.abs().max())
-    moving = _smooth((1, 1, *size), 4, generator)
-    moving = (moving - moving.min()) / (moving.max() - moving.min())
+    truth = truth * (motion / truth.norm(dim=1).mean())
     anatomy = _smooth((1, FINE_CHANNELS + COARSE_CHANNELS, *size), 8, generator)
     return Pair(
         fields.warp(moving, truth),
@@ -96,7 +102,7 @@ def textured_pair(size: tuple[int, int, int] = (32, 32, 32), amplitude: float = 
 
 
 def _smooth(shape: tuple[int, ...], wavelength: int, generator: torch.Generator) -> Tensor:
-    """Cubic-like noise: random values on a coarse grid, enlarged and smoothed."""
+    """Random values on a coarse grid, enlarged and smoothed."""
     coarse = [max(2, -(-size // wavelength) + 1) for size in shape[2:]]
     noise = torch.randn((*shape[:2], *coarse), generator=generator)
     noise = functional.interpolate(noise, size=shape[2:], mode="trilinear", align_corners=True)

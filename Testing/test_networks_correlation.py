@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from SAMRegistrationLib.networks import correlation
 from SAMRegistrationLib.networks.correlation import embedding_correlation, feature_differences
 
 SHAPE = (5, 6, 7)
@@ -61,7 +62,9 @@ def padded_features(radius: int, dtype: torch.dtype = torch.float32) -> tuple[to
     return fixed, padded
 
 
-def test_differences_are_summed_over_channels_at_every_shift():
+@pytest.mark.parametrize("values_in_cache", [1, 2**18])
+def test_differences_are_summed_over_channels_at_every_shift(values_in_cache, monkeypatch):
+    monkeypatch.setattr(correlation, "VALUES_IN_CACHE", values_in_cache)
     radius = 2
     fixed, padded = padded_features(radius)
     found = feature_differences(fixed, padded, radius)

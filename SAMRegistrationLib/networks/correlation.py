@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 CHANNELS_AT_ONCE = 16
+VALUES_IN_CACHE = 2**18
 
 
 def embedding_correlation(fixed: Tensor, moving: Tensor, step: int, stride: Sequence[int] = (1, 1, 1)) -> Tensor:
@@ -72,8 +73,17 @@ def feature_differences(fixed: Tensor, padded: Tensor, radius: int) -> Tensor:
 
 
 def _feature_differences(fixed: Tensor, padded: Tensor, radius: int) -> Tensor:
-    windows = _windows(padded, fixed.shape[2:], radius)
-    return torch.stack([(fixed - window).abs_().sum(dim=1) for window in windows], dim=1)
+    batch, channels, depth, height, width = fixed.shape
+    result = fixed.new_empty((batch, (2 * radius + 1) ** 3, depth, height, width))
+    in_cache = max(1, VALUES_IN_CACHE // (batch * channels * height * width))
+    planes = in_cache if fixed.device.type == "cpu" else depth
+    for start in range(0, depth, planes):
+        stop = min(start + planes, depth)
+        part = fixed[:, :, start:stop]
+        windows = _windows(padded[:, :, start : stop + 2 * radius], part.shape[2:], radius)
+        for number, window in enumerate(windows):
+            result[:, number, start:stop] = (part - window).abs_().sum(dim=1)
+    return result
 
 
 class _FeatureDifferences(torch.autograd.Function):

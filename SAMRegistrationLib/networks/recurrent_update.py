@@ -47,7 +47,7 @@ class RecurrentUpdate(nn.Module):
         self.correlation = correlation
         self.correlation_gradient = correlation_gradient
         self.patch_voxels = patch_voxels
-        self.motion = MotionEncoder((2 * radius + 1) ** 3 if correlation else 2 * features)
+        self.motion = MotionEncoder((2 * radius + 1) ** 3 if correlation else 2 * features, smooth=correlation)
         self.unit = ConvolutionalGRU(MOTION_CHANNELS + features, hidden)
         self.head = nn.Sequential(
             nn.Conv3d(hidden, 2 * hidden, 3, padding=1), nn.LeakyReLU(inplace=True), flow_convolution(2 * hidden)
@@ -101,7 +101,7 @@ class RecurrentUpdate(nn.Module):
             return torch.cat((fixed, moving), dim=1)
         if not self.correlation_gradient:
             fixed, surrounded = fixed.detach(), surrounded.detach()
-        return functional.avg_pool3d(feature_differences(fixed, surrounded, self.radius), 3, stride=1, padding=1)
+        return feature_differences(fixed, surrounded, self.radius)
 
 
 def _assembled(
@@ -117,24 +117,26 @@ def _assembled(
 
 
 class MotionEncoder(nn.Module):
-    """What correlations and the field so far say about the motion, with the field itself in the last channels."""
+    """What correlations and the field so far say about the motion, with the field itself in the last channels.
 
-    def __init__(self, evidence: int) -> None:
+    Args:
+        evidence: channels of the correlations, or of what takes their place.
+        smooth: whether to average the evidence over 3x3x3 voxels. As the first convolution looks at single voxels,
+            that is done after it, with 8 channels instead of hundreds.
+    """
+
+    def __init__(self, evidence: int, *, smooth: bool) -> None:
         super().__init__()
-        self.evidence = nn.Sequential(
-            nn.Conv3d(evidence, 8, 1), nn.ReLU(inplace=True), nn.Conv3d(8, 8, 3, padding=1), nn.ReLU(inplace=True)
-        )
-        self.field = nn.Sequential(
-            nn.Conv3d(3, 4, 7, padding=3),
-            nn.ReLU(inplace=True),
-            nn.Conv3d(4, 8, 3, padding=1),
-            nn.ReLU(inplace=True),
-        )
-        self.merge = nn.Sequential(nn.Conv3d(16, MOTION_CHANNELS - 3, 3, padding=1), nn.ReLU(inplace=True))
+        self.projection = nn.Conv3d(evidence, 8, 1)
+        self.average = nn.AvgPool3d(3, stride=1, padding=1, count_include_pad=False) if smooth else nn.Identity()
+        self.evidence = _rectified_convolution(8, 8, 3)
+        self.field = nn.Sequential(_rectified_convolution(3, 4, 7), _rectified_convolution(4, 8, 3))
+        self.merge = _rectified_convolution(16, MOTION_CHANNELS - 3, 3)
 
     def forward(self, evidence: Tensor, field: Tensor) -> Tensor:
         """(B, 16, z, y, x) from evidence (B, C, z, y, x) and a field (B, 3, z, y, x)."""
-        merged = self.merge(torch.cat((self.evidence(evidence), self.field(field)), dim=1))
+        evidence = self.evidence(functional.relu(self.average(self.projection(evidence)), inplace=True))
+        merged = self.merge(torch.cat((evidence, self.field(field)), dim=1))
         return torch.cat((merged, field.to(merged.dtype)), dim=1)
 
 
@@ -156,3 +158,7 @@ class ConvolutionalGRU(nn.Module):
         update, reset = torch.sigmoid(self.gates(torch.cat((state, inputs), dim=1))).chunk(2, dim=1)
         candidate = torch.tanh(self.candidate(torch.cat((reset * state, inputs), dim=1)))
         return state + update * (candidate - state)
+
+
+def _rectified_convolution(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv3d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU(inplace=True))
