@@ -7,16 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from benchmarks.evaluate import evaluate
-from benchmarks.geometry import center_of
-from benchmarks.method import affine
-from benchmarks.pairs import Label, Pair, Start, load_pairs
-from benchmarks.starts import Cut, Turn, body_heights, cut_levels, drawn_turn, kept, turned
 
+from SAMRegistrationLib.benchmark.geometry import center_of
+from SAMRegistrationLib.benchmark.metrics import Judged, Score, evaluate
+from SAMRegistrationLib.benchmark.pairs import Label, Pair, Start
+from SAMRegistrationLib.benchmark.starts import (
+    Cut,
+    Turn,
+    body_heights,
+    cut_levels,
+    drawn_turn,
+    hard_start,
+    kept,
+    turned,
+)
+from SAMRegistrationLib.benchmark.suite import load_suite
 from SAMRegistrationLib.field import displacement_on
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image_io import read_image, read_labels
 from SAMRegistrationLib.metrics import center_distance_per_label
+from SAMRegistrationLib.transforms import AffineTransform
 
 HEIGHT = 100
 SPACING_Z = 3.0
@@ -56,8 +66,12 @@ def written_pair(folder: Path, start: Turn | Cut) -> Pair:
         Start.CENTERS,
         label_maps=(files[1], files[3]),
         labels=labels,
-        hard_start=start,
+        preparation=start,
     )
+
+
+def judged(pair: Pair, matrix: np.ndarray, grid: Grid) -> list[Score]:
+    return evaluate(Judged(pair, displacement_on(AffineTransform(matrix), grid)), ["labels"])
 
 
 TO_MOVING = np.array([[1, 0, 0, 290.0], [0, 1, 0, 27.0], [0, 0, 1, -140 + 4 * SPACING_Z], [0, 0, 0, 1]])
@@ -127,7 +141,7 @@ def test_a_turned_pair_is_judged_with_its_turned_labels(tmp_path: Path) -> None:
     pair = written_pair(tmp_path, turn)
     ready = pair.prepared(tmp_path / "inputs")
     assert ready.judged_volumes == (pair.fixed, ready.moving) and ready.moving != pair.moving
-    truth = affine(turn.matrix(sitk.ReadImage(str(pair.moving))) @ TO_MOVING)
+    truth = AffineTransform(turn.matrix(sitk.ReadImage(str(pair.moving))) @ TO_MOVING)
     assert ready.label_maps is not None
     fixed = read_labels(ready.label_maps[0])
     field = displacement_on(truth, fixed.grid)
@@ -145,11 +159,11 @@ def test_organs_that_were_cut_away_are_judged_through_the_transform(tmp_path: Pa
     whole, cut = (Grid.from_sitk(sitk.ReadImage(str(path))) for path in (pair.fixed, ready.fixed))
     first = whole.to_world(np.array([7.0, 5.0, 32.0]))
     assert whole.contains(first[None]).all() and not cut.contains(first[None]).any()
-    scores = {(s.metric, s.label): s.value for s in evaluate(ready, displacement_on(affine(TO_MOVING), whole))}
+    scores = {(s.metric, s.label): s.value for s in judged(ready, TO_MOVING, whole)}
     assert [scores["center_mm", f"organ {organ}"] for organ in ORGANS] == pytest.approx([0, 0, 0], abs=1e-3)
     off = TO_MOVING.copy()
     off[0, 3] += 8.0
-    scores = {(s.metric, s.label): s.value for s in evaluate(ready, displacement_on(affine(off), whole))}
+    scores = {(s.metric, s.label): s.value for s in judged(ready, off, whole)}
     assert scores["center_mm", "organ 1"] == pytest.approx(8.0, abs=0.1)
 
 
@@ -161,17 +175,22 @@ def test_prepared_volumes_are_written_once(tmp_path: Path) -> None:
     assert not list((tmp_path / "inputs").glob("part*"))
 
 
+def test_starts_are_read_from_a_suite() -> None:
+    assert hard_start({"turn": -45.0, "shift": [1, 2, 3]}) == Turn(-45.0, (1, 2, 3))
+    assert hard_start({"cut": [1, 3]}) == Cut((1, 3))
+
+
 @pytest.mark.data
 def test_every_pair_between_subjects_has_three_hard_starts_with_less_than_half_in_common(data_dir: Path) -> None:
-    pairs = load_pairs(data_dir, "starts")
+    pairs = load_suite("hard_starts", data_dir).pairs()
     assert len(pairs) == 60 and len({pair.name for pair in pairs}) == 60
     for degrees in (45, 90):
-        turns = [p.hard_start for p in pairs if p.family == f"starts_turned_{degrees}"]
+        turns = [p.preparation for p in pairs if p.family == f"starts_turned_{degrees}"]
         assert len(turns) == 20
         assert {abs(turn.degrees) for turn in turns if isinstance(turn, Turn)} == {degrees}
-    for pair in [pair for pair in pairs if isinstance(pair.hard_start, Cut)][:3]:
-        assert pair.label_maps is not None and isinstance(pair.hard_start, Cut)
+    for pair in [pair for pair in pairs if isinstance(pair.preparation, Cut)][:3]:
+        assert pair.label_maps is not None and isinstance(pair.preparation, Cut)
         volumes = sitk.ReadImage(str(pair.fixed)), sitk.ReadImage(str(pair.moving))
         labels = tuple(sitk.ReadImage(str(path)) for path in pair.label_maps)
-        shares = cut_levels(volumes, (labels[0], labels[1]), pair.hard_start.organs).shares
+        shares = cut_levels(volumes, (labels[0], labels[1]), pair.preparation.organs).shares
         assert min(shares) > 0.25 and max(shares) < 0.5

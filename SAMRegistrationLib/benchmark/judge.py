@@ -40,15 +40,15 @@ def judge(
     Raises:
         ValueError: if a part is no usable transform.
     """
-    transforms = [_transform(part) for part in parts]
-    field = displacement_on(CompositeTransform(transforms), read_image(pair.judged_volumes[0]).grid)
+    transform = transform_of_parts(parts)
+    field = displacement_on(transform, read_image(pair.judged_volumes[0]).grid)
     if not bool(torch.isfinite(field.data).all()):
         raise ValueError("the displacement is not finite everywhere")
     judged = Judged(pair, field)
     if keep_field:
         files.displacement.parent.mkdir(parents=True, exist_ok=True)
         np.save(files.displacement, field.data.cpu().numpy())
-    return Verdict(_scored(judged, metrics, files), _matrix(transforms))
+    return Verdict(_scored(judged, metrics, files), _matrix(transform))
 
 
 def judge_again(pair: Pair, metrics: Sequence[str], files: ResultFiles) -> list[Score]:
@@ -65,15 +65,20 @@ def _scored(judged: Judged, metrics: Sequence[str], files: ResultFiles) -> list[
     return scores
 
 
+def transform_of_parts(parts: Sequence[dict[str, Any]]) -> CompositeTransform:
+    """The map that an outcome's parts make up, applied from the first to the last."""
+    return CompositeTransform(_transform(part) for part in parts)
+
+
 def _transform(part: dict[str, Any]) -> Transform:
     if "matrix" in part:
         return AffineTransform(np.asarray(part["matrix"]))
     return DisplacementField.from_sitk(sitk.ReadImage(part["field"]))
 
 
-def _matrix(transforms: Sequence[Transform]) -> list[list[float]] | None:
+def _matrix(composite: CompositeTransform) -> list[list[float]] | None:
     whole = np.eye(4)
-    for transform in transforms:
+    for transform in composite.transforms:
         if not isinstance(transform, AffineTransform):
             return None
         whole = transform.matrix @ whole

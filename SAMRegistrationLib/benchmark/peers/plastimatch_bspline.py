@@ -1,10 +1,10 @@
 """plastimatch: affine and B-spline.
 
-Setting: stages as in its own tutorial for CT: affine by regular step gradient descent on volumes coarser by 4x4x2
-and 2x2x1 (100 iterations each), then three B-spline stages (grid 60, 30, 15 mm; volumes coarser by 4x4x2, 2x2x1,
-1x1x1; 50 iterations each, curvature penalty 0.005), mean squared error where contrasts agree, Mattes mutual
-information where they differ. The moving volume is brought onto the fixed grid by the affine before the
-B-spline, which then begins at nothing.
+Setting: stages as in its own tutorial for CT: affine by gradient descent on volumes coarser by 4x4x2 and 2x2x1
+(100 iterations each), then three B-spline stages (grid 60, 30, 15 mm; volumes coarser by 4x4x2, 2x2x1, 1x1x1; 50
+iterations each, curvature penalty 0.005), mean squared error where contrasts agree, Mattes mutual information
+where they differ. The moving volume is brought onto the fixed grid by the affine before the B-spline, which then
+begins at nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,14 @@ def _affine(moving: sitk.Image, task: Task) -> Matrix:
     sitk.WriteImage(moving, str(task.folder / "moving.mha"))
     sitk.WriteTransform(as_sitk(task.initial), str(task.folder / "begin.tfm"))
     stages = [
-        ["xform=affine", "impl=itk", "optim=rsg", f"max_its={AFFINE_ITERATIONS}", f"res={coarser}"]
+        [
+            "xform=affine",
+            "impl=itk",
+            "optim=rsg",
+            "min_step=0.05",
+            f"max_its={AFFINE_ITERATIONS}",
+            f"res={coarser}",
+        ]
         for coarser in AFFINE_LEVELS
     ]
     _run(task, ["moving=moving.mha", "xform_in=begin.tfm", "xform_out=affine.tfm"], stages)
