@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,11 +24,13 @@ from ..field import DisplacementField
 from ..models.deformable import DeformableModel
 from ..solvers.bspline import Part, SplineField
 from ..solvers.cost_volume import Measure
-from ..solvers.region import Level, RegionConfig, RegionVolumes, level_of, optimize_region, windowed
+from ..solvers.region import Deformation, Level, RegionConfig, RegionVolumes, level_of, optimize_region, windowed
 from ..solvers.terms import CorrelationTerm, FeatureTerm, SquaredDifferenceTerm, Term
 from .region_volumes import RegionPair
 
 Progress = Callable[[float], None]
+Watch = Callable[[int, Callable[[], DisplacementField]], None]
+"""Told the iteration (from 0) and how to come by the correction found so far."""
 
 CONTROL_VOXELS = (8.0, 4.0)
 """Distance of control points in voxels of the region, first over the coarse level and then over the fine one."""
@@ -87,6 +90,7 @@ def optimize_displacement(
     features: tuple[Tensor, Tensor] | None = None,
     extra_terms: Callable[[Level], Sequence[Term]] | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> RegionResult:
     """Descend on the displacement itself, a cubic B-spline that gets finer.
 
@@ -96,6 +100,7 @@ def optimize_displacement(
         features: (1, C, z, y, x) of the fixed and the moving volume on the region's grid, for `Similarity.SAM`.
         extra_terms: further terms for a level, such as the pull of landmarks.
         progress: told the finished fraction; may raise to stop.
+        watch: told every iteration.
     """
     volumes = _compared(pair, settings.similarity, features)
     strides = _strides(pair)
@@ -115,11 +120,12 @@ def optimize_displacement(
         config = RegionConfig(
             iterations=share, learning_rate=_SPLINE_RATE_VOXELS * step * stride, diffusion=settings.diffusion
         )
-        done = len(losses)
-        report = _reporter(progress, done, settings.iterations)
+        report = _reporter(
+            progress, watch, len(losses), settings.iterations, partial(_found, pair, spline, volumes)
+        )
         losses += optimize_region(spline, volumes, level, terms, config, report).data_losses
     assert spline is not None
-    return RegionResult(pair.patch(windowed(spline, volumes)), losses)
+    return RegionResult(_found(pair, spline, volumes), losses)
 
 
 def optimize_network(
@@ -129,6 +135,7 @@ def optimize_network(
     *,
     extra_terms: Callable[[Level], Sequence[Term]] | None = None,
     progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> RegionResult:
     """Descend on the weights of a general network, as published, though from the accepted map.
 
@@ -139,16 +146,16 @@ def optimize_network(
         pair: the region.
         model: predicts displacements, without embeddings.
         settings: see `RegionSettings`; SAM has no place here.
-        extra_terms, progress: as of `optimize_displacement`.
+        extra_terms, progress, watch: as of `optimize_displacement`.
     """
     volumes = _compared(pair, settings.similarity, None)
     weights = _Weights(model, pair)
     level = level_of(volumes, 1)
     terms = [*_terms(level, settings.similarity), *(extra_terms(level) if extra_terms else ())]
     config = RegionConfig(settings.iterations, NETWORK_RATE, 1.0, settings.diffusion)
-    report = _reporter(progress, 0, settings.iterations)
+    report = _reporter(progress, watch, 0, settings.iterations, partial(_found, pair, weights, volumes))
     losses = optimize_region(weights, volumes, level, terms, config, report).data_losses
-    return RegionResult(pair.patch(windowed(weights, volumes)), losses)
+    return RegionResult(_found(pair, weights, volumes), losses)
 
 
 class _Spline:
@@ -237,7 +244,17 @@ def _terms(level: Level, similarity: Similarity) -> list[Term]:
     return [FeatureTerm(level.fixed, level.moving, voxel_weight=weight, lattice=_LATTICE, measure=Measure.COSINE)]
 
 
-def _reporter(progress: Progress | None, done: int, total: int) -> Callable[[int, float], None] | None:
-    if progress is None:
-        return None
-    return lambda iteration, _: progress((done + iteration + 1) / total)
+def _found(pair: RegionPair, deformation: Deformation, volumes: RegionVolumes) -> DisplacementField:
+    return pair.patch(windowed(deformation, volumes))
+
+
+def _reporter(
+    progress: Progress | None, watch: Watch | None, done: int, total: int, found: Callable[[], DisplacementField]
+) -> Callable[[int, float], None]:
+    def report(iteration: int, _: float) -> None:
+        if progress is not None:
+            progress((done + iteration + 1) / total)
+        if watch is not None:
+            watch(done + iteration, found)
+
+    return report

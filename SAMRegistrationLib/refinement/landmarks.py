@@ -185,8 +185,8 @@ def _refuse_mirrored(pairs: LandmarkPairs, expected: FloatArray, given: float, m
         (mirrored_at_zero, "the moving landmarks look mirrored, left for right: change the sign of x"),
     )
     for candidate, sentence in cases:
-        # A single pair near the middle would fit mirrored by chance.
-        spread = np.linalg.norm(candidate - pairs.moving, axis=1).min()
+        # Near the middle, mirrored landmarks fit by chance.
+        spread = np.median(np.linalg.norm(candidate - pairs.moving, axis=1))
         if (
             np.median(np.linalg.norm(expected - candidate, axis=1)) < _SWAP_GAIN * given
             and spread > _SWAP_LEAST_MM
