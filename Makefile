@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUTPUT ?= bench-output
+DATA ?= $(or $(SAMREG_DATA),../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: venv demo test test-fast lint bench clean
@@ -34,7 +35,7 @@ lint: venv
 bench: venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[bench]"
 	$(BIN)/python -m Testing.benchmarks.stages
-	$(BIN)/python -m Testing.benchmarks --out $(OUTPUT)
+	$(BIN)/samreg benchmark all -o $(OUTPUT) --data $(DATA)
 
 clean:
 	rm -rf $(VENV) build demo-output

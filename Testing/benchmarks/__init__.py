@@ -1,4 +1,5 @@
-"""Benchmarks: real pairs with ground truth, this library and its peers on them, in one run.
+"""What the project measures of itself; the results are in RESULTS.md.
 
-`python -m Testing.benchmarks --help` from the repository root; the results are in RESULTS.md.
+The benchmark is a part of the product, `samreg benchmark`; here lie what chose its pairs (`choose_pairs`) and
+measurements that only developers need.
 """

@@ -28,8 +28,7 @@ from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.image_io import read_image, write_image
 from SAMRegistrationLib.metrics import StageRecorder
 
-from .processes import REPOSITORY
-
+REPOSITORY = Path(__file__).resolve().parents[2]
 SIZE = (192, 160, 256)
 SPACING_MM = 2.0
 FIXED, MOVING = "thorax/lidc0405.nii.gz", "thorax/acrin6668_042.nii.gz"

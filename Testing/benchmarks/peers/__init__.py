@@ -1,1 +1,0 @@
-"""Other people's registration methods, each behind the interface of `method.Method`."""
