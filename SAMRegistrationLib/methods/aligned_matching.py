@@ -46,6 +46,11 @@ class AlignedPointMatcher(PointMatcher):
         """Do now what the first points would otherwise have to wait for."""
         _ = self.fixed.index, self.consensus
 
+    @property
+    def indices(self) -> list[FeatureIndex]:
+        """All that is searched, which takes most of the memory."""
+        return [*super().indices, self.aligned]
+
     @cached_property
     def aligned(self) -> FeatureIndex:
         """The vectors of the moving volume as it lies under the map of the whole body."""

@@ -1,43 +1,36 @@
 """Points matched jointly: the transformer proposes a map of the whole body, the embedding refines within it.
 
-Embeddings tell places apart to a voxel but bear moderate turns only; the transformer bears large ones but is
+Embeddings tell places apart to a voxel but bear moderate turns only; the transformer bears larger ones but is
 coarse. Of the map that its answers agree on and the map that matched embeddings agree on, the one under which the
-volumes look more alike is taken. Where that turns the body far, the moving volume is brought upright by it and
-embedded once more, and points are matched in that, near where the map puts them.
+volumes look more alike is taken. Where that turns or resizes the body much, the moving volume is brought upright
+by it, embedded and matched once more, and the map that this gives is kept if the volumes look yet more alike.
+Under the map, points are then matched as in `aligned_matching`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from ..alignment import judge
+from ..alignment.intensity_alignment import IntensityAligner
+from ..alignment.refinement import Model
+from ..alignment.robust_fit import Fit
+from ..alignment.volumes import PreparedImage
 from ..features.base import FeatureExtractor
-from ..grid import FloatArray
-from ..matching import match_structurally
 from ..models.quiz import QuizModel, load_quiz
 from ..transforms import AffineTransform
-from .point_matching import EmbeddedVolume, MatchedPoints, PointMatcher
+from .aligned_matching import AlignedPointMatcher, covering_grid
+from .point_matching import EmbeddedVolume, PointMatcher
 from .quiz import QuizPointMatcher
 from .sam_affine import LARGE_TURN_DEGREES, aligned_volume, turn_degrees
 
-
-@dataclass(frozen=True, eq=False)
-class _Upright:
-    """The moving volume brought near the fixed one: points of the fixed world lie near themselves in it.
-
-    Args:
-        matcher: of points in it.
-        to_moving: from its world to the moving volume's.
-    """
-
-    matcher: PointMatcher
-    to_moving: AffineTransform
+_LARGE_RESIZING = 1.15
+_AGREEING_MM = 40.0
+"""Mean distance of the fixed volume's corners under two maps that say the same."""
 
 
-class JointPointMatcher(PointMatcher):
+class JointPointMatcher(AlignedPointMatcher):
     """Finds points by both.
 
     Args:
@@ -45,7 +38,7 @@ class JointPointMatcher(PointMatcher):
         moving: the volume in which they are looked for.
         model: the network.
         extractor: of the embeddings.
-        seed: of the robust fits.
+        seed: of the robust fits, and of the points that make the consensus.
     """
 
     def __init__(
@@ -56,47 +49,49 @@ class JointPointMatcher(PointMatcher):
         extractor: FeatureExtractor,
         seed: int = 0,
     ) -> None:
-        super().__init__(fixed, moving, seed)
-        self.extractor = extractor
+        super().__init__(fixed, moving, extractor, seed)
         self.by_embedding = PointMatcher(fixed, moving, seed)
         self.by_network = QuizPointMatcher(fixed, moving, model, seed)
 
     @cached_property
-    def proposed(self) -> AffineTransform:
-        """The better of the two maps of the whole body."""
-        maps = [self.by_network.whole_body, self.by_embedding.whole_body]
-        scores = [judge(self.fixed.image, self.moving.image, each) for each in maps]
-        return maps[int(np.argmax(scores))]
-
-    @cached_property
     def whole_body(self) -> AffineTransform:
-        """The proposed map, refined by embeddings where the volume was brought upright."""
-        upright = self._upright
-        return upright.to_moving.compose(upright.matcher.whole_body)
+        """The better of both proposals, refined where it moves the body much."""
+        proposals = [self.by_network.whole_body, self.by_embedding.whole_body]
+        proposed = self._best(proposals)
+        if not _moves_much(proposed) and self._agree(proposals):
+            return proposed
+        # Of two maps that contradict each other the wrong one can be the more alike until both are improved.
+        proposed = self._best([proposed, self._judge.improve(proposals, Model.AFFINE).transform])
+        moving = self.moving.image
+        upright = aligned_volume(moving, proposed, covering_grid(moving, proposed, self.fixed.image))
+        volume = EmbeddedVolume(upright, self.extractor.extract(upright))
+        refined = PointMatcher(self.fixed, volume, self.seed).body_fit
+        return proposed if refined is None else self._best([proposed.compose(refined.transform), proposed])
 
     @cached_property
-    def _upright(self) -> _Upright:
-        first = self._brought_upright(self.proposed)
-        if first.matcher is self.by_embedding:
-            return first
-        # What the embedding of the upright volume finds is better than the proposal: once more from there.
-        refined = first.to_moving.compose(first.matcher.whole_body)
-        scores = [judge(self.fixed.image, self.moving.image, each) for each in (first.to_moving, refined)]
-        return self._brought_upright(refined) if scores[1] > scores[0] else first
+    def body_fit(self) -> Fit | None:
+        """What the embeddings agree on."""
+        return self.by_embedding.body_fit
 
-    def _brought_upright(self, to_moving: AffineTransform) -> _Upright:
-        if turn_degrees(to_moving) < LARGE_TURN_DEGREES:
-            return _Upright(self.by_embedding, AffineTransform())
-        image = aligned_volume(self.moving.image, to_moving, self.fixed.image.grid)
-        volume = EmbeddedVolume(image, self.extractor.extract(image))
-        return _Upright(PointMatcher(self.fixed, volume, self.seed), to_moving)
+    @cached_property
+    def _judge(self) -> IntensityAligner:
+        prepared = PreparedImage.of(self.fixed.image, None), PreparedImage.of(self.moving.image, None)
+        return IntensityAligner(*prepared, self.seed)
 
-    def _matched(self, points: FloatArray) -> MatchedPoints:
-        upright = self._upright
-        found = match_structurally(points, self.fixed.index, upright.matcher.moving.index)
-        matched = upright.to_moving.transform_points(found.matched)
-        nothing = ("",) * len(points)
-        return MatchedPoints(points, matched, found.score, found.support, found.cycle_error, nothing)
+    def _agree(self, maps: list[AffineTransform]) -> bool:
+        corners = self.fixed.image.grid.corners()
+        apart = maps[0].transform_points(corners) - maps[1].transform_points(corners)
+        return float(np.linalg.norm(apart, axis=1).mean()) < _AGREEING_MM
+
+    def _best(self, maps: list[AffineTransform]) -> AffineTransform:
+        """The map under which the volumes look most alike, by their intensities."""
+        return maps[int(np.argmax([self._judge.judged(each).score for each in maps]))]
+
+
+def _moves_much(transform: AffineTransform) -> bool:
+    """Whether a map turns or resizes the body so much that embeddings suffer."""
+    resizing = abs(float(np.log(np.linalg.det(transform.matrix[:3, :3])))) / 3
+    return turn_degrees(transform) > LARGE_TURN_DEGREES or resizing > np.log(_LARGE_RESIZING)
 
 
 def point_matcher(
@@ -119,7 +114,7 @@ def point_matcher(
         UsageError: if a network is needed and there is none.
     """
     if method == "sam":
-        return PointMatcher(fixed, moving)
+        return AlignedPointMatcher(fixed, moving, extractor)
     network = model or load_quiz()
     if method == "quiz":
         return QuizPointMatcher(fixed, moving, network)

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ..alignment.feature_alignment import align_features
+from ..alignment.feature_alignment import TOLERANCE_MM, body_grid
 from ..alignment.refinement import Model
+from ..alignment.robust_fit import Fit, robust_fit
 from ..body import Regions
 from ..errors import InputError
 from ..features.base import Features
 from ..grid import FloatArray
 from ..image import Image
-from ..matching import FeatureIndex, likeness_map, match_structurally
+from ..matching import FeatureIndex, likeness_map, match_points, match_structurally
 from ..sampling import Interpolation
 from ..transforms import AffineTransform
 
@@ -33,6 +34,9 @@ LEAST_SUPPORT = 0.2
 LEAST_SCORE = 0.35
 LARGEST_CYCLE_MM = 25.0
 """Beyond these an answer is called doubtful."""
+
+_BODY_POINTS = 300
+_CYCLE_MM = 20.0
 
 OUTSIDE = "outside the fixed volume; placed by the map of the whole body"
 AIR = "in air, outside the body; placed by the map of the whole body"
@@ -118,21 +122,31 @@ class PointMatcher:
         """Do now what the first points would otherwise have to wait for."""
         _ = self.fixed.index, self.moving.index, self.whole_body
 
+    @property
+    def indices(self) -> list[FeatureIndex]:
+        """All that is searched, which takes most of the memory."""
+        return [self.fixed.index, self.moving.index]
+
     @cached_property
     def whole_body(self) -> AffineTransform:
         """A linear map of the whole body; where too few matches agree on any, the shift of the bodies' centers."""
-        try:
-            found = align_features(
-                self.fixed.features,
-                self.moving.features,
-                self.fixed.body,
-                self.moving.body,
-                Model.AFFINE,
-                self.seed,
-            )
-        except InputError:
+        fit = self.body_fit
+        if fit is None:
             return AffineTransform.translation(body_center(self.moving) - body_center(self.fixed))
-        return found.fit.transform
+        return fit.transform
+
+    @cached_property
+    def body_fit(self) -> Fit | None:
+        """The affine map that matched points all over the fixed body agree on; None where too few agree on any."""
+        with torch.no_grad():
+            found = match_points(
+                body_grid(self.fixed.body, most=_BODY_POINTS), self.fixed.index, self.moving.index
+            )
+        weights = np.clip(found.score, 1e-3, None) * np.exp(-np.square(found.cycle_error / _CYCLE_MM))
+        try:
+            return robust_fit(found.points, found.matched, weights, Model.AFFINE, TOLERANCE_MM, seed=self.seed)
+        except InputError:
+            return None
 
     def match(self, points_world: ArrayLike) -> MatchedPoints:
         """The partner of every point (n, 3) in LPS mm."""

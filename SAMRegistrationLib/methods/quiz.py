@@ -148,7 +148,7 @@ class QuizPointMatcher(PointMatcher):
 
     @cached_property
     def body_fit(self) -> Fit | None:
-        """The affine map (or what is supported of one) of the whole body; None where too few answers agree."""
+        """The affine map (or what is supported of one) that the answers agree on; None where too few do."""
         try:
             return fit_answers(self.body_answers, seed=self.seed)
         except InputError:

@@ -48,17 +48,50 @@ class JointMap:
     """Both volumes encoded, to be asked any number of times.
 
     Args:
-        reference, search: (b, C, z, y, x) features of either volume.
-        tokens: (b, t, C) both as tokens that know their position, the reference's before the searched volume's.
-        present: (b, t) bool, the tokens that are attended to.
+        reference: (b, C, z, y, x) features of the reference.
+        tokens: of the joint map.
+        searched: those of the searched volume alone.
         embeddings: the anatomical embeddings of both, (b, E, z, y, x), where there are any.
     """
 
     reference: Tensor
-    search: Tensor
-    tokens: Tensor
-    present: Tensor
+    tokens: Tokens
+    searched: Tokens
     embeddings: tuple[Tensor, Tensor] | None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The cells of a map that there is something to see in.
+
+    Args:
+        values: (b, t, C), which know their position.
+        cells: (b, t) which cell of the map each is, x fastest.
+        present: (b, t) bool; the others only fill up what the pairs of a batch have fewer.
+        shape: (z, y, x) of the map.
+    """
+
+    values: Tensor
+    cells: Tensor
+    present: Tensor
+    shape: tuple[int, int, int]
+
+    @classmethod
+    def of(cls, features: Tensor, present: Tensor) -> Tokens:
+        """Those of a map (b, z, y, x, C) that are present (b, z, y, x)."""
+        values, kept = features.flatten(1, 3), present.flatten(1)
+        shape = (features.shape[1], features.shape[2], features.shape[3])
+        most = int(kept.sum(dim=1).max())
+        cells = kept.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+        if not bool(kept.all()):
+            values = values.gather(1, cells[..., None].expand(-1, -1, values.shape[-1]))
+        return cls(values, cells, kept.gather(1, cells), shape)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """What belongs to the tokens (b, n, t), in their cells: (b, n, z, y, x), zero elsewhere."""
+        whole = values.new_zeros(*values.shape[:2], self.shape[0] * self.shape[1] * self.shape[2])
+        index = self.cells[:, None].expand(-1, values.shape[1], -1)
+        return whole.scatter(2, index, values).unflatten(2, self.shape)
 
 
 class Quiz(nn.Module):
@@ -128,15 +161,16 @@ class Quiz(nn.Module):
         if self.fusion is not None and embeddings is not None:
             features = self.fusion(features, torch.cat(embeddings))
         first, second = features.chunk(2)
-        joint = torch.cat([first, second], dim=-1)
         positions = cell_positions(first.shape[2:], first.device)
         places = self.position(positions).unflatten(0, first.shape[2:])
-        code = torch.cat([places + self.side[0], places + self.side[1]], dim=2)
-        tokens = (joint.movedim(1, -1) + code).flatten(1, 3)
-        present = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        if embeddings is not None:
-            present = torch.cat([_present(e) for e in embeddings], dim=-1).flatten(1)
-        return JointMap(first, second, tokens, present, embeddings)
+        sides = [f.movedim(1, -1) + places + code for f, code in zip((first, second), self.side, strict=True)]
+        if embeddings is None:
+            present = [torch.ones(f.shape[:-1], dtype=torch.bool, device=f.device) for f in sides]
+        else:
+            present = [_present(embedding) for embedding in embeddings]
+        # Merged along the last axis, x.
+        joint = Tokens.of(torch.cat(sides, dim=3), torch.cat(present, dim=3))
+        return JointMap(first, joint, Tokens.of(sides[1], present[1]), embeddings)
 
     def ask(self, joint: JointMap, queries: Tensor) -> Answers:
         """The answers to queries (b, n, 3)."""
@@ -144,7 +178,7 @@ class Quiz(nn.Module):
         if self.content_queries:
             state = state + sample_at(joint.reference, queries)
         for layer in self.layers:
-            state = layer(state, joint.tokens, joint.present)
+            state = layer(state, joint.tokens.values, joint.tokens.present)
         state = self.normalization(state)
         start, pointing = queries, None
         if self.pointer is not None:
@@ -285,21 +319,19 @@ class Pointer(nn.Module):
 
     def forward(self, state: Tensor, joint: JointMap, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The mean position (b, n, 3), the new state (b, n, C), and the attention (b, n, z, y, x)."""
-        shape = joint.search.shape[2:]
-        width = shape[-1]
-        tokens = joint.tokens.unflatten(1, (*shape[:2], 2 * width))[:, :, :, width:].flatten(1, 3)
-        present = joint.present.unflatten(1, (*shape[:2], 2 * width))[:, :, :, width:].flatten(1)
-        key = self.key(tokens)
+        searched = joint.searched
+        key = self.key(searched.values)
         logits = self.query(state) @ key.transpose(1, 2) / key.shape[-1] ** 0.5
         if self.gain is not None and joint.embeddings is not None:
             own = functional.normalize(sample_at(joint.embeddings[0], queries), dim=-1)
-            there = functional.normalize(joint.embeddings[1].flatten(2), dim=1)
-            logits = logits + self.gain.exp() * (own.to(there.dtype) @ there)
-        attention = logits.float().masked_fill(~present[:, None], -1e4).softmax(dim=-1)
-        place = attention @ cell_positions(shape, attention.device)
-        seen = attention.to(tokens.dtype) @ tokens
+            everywhere = joint.embeddings[1].flatten(2)
+            there = everywhere.gather(2, searched.cells[:, None].expand(-1, everywhere.shape[1], -1))
+            logits = logits + self.gain.exp() * (own @ functional.normalize(there, dim=1))
+        attention = logits.float().masked_fill(~searched.present[:, None], -1e4).softmax(dim=-1)
+        place = attention @ cell_positions(searched.shape, attention.device)[searched.cells]
+        seen = attention.to(searched.values.dtype) @ searched.values
         state = state + self.seen(torch.cat([state, seen, (place - queries).to(state.dtype)], dim=-1))
-        return place, state, attention.unflatten(-1, shape)
+        return place, state, searched.spread(attention)
 
 
 def cell_positions(shape: Sequence[int], device: torch.device) -> Tensor:

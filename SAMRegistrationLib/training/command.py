@@ -1,4 +1,4 @@
-"""The command ``samreg train``: sam, pairs, deform and evaluate."""
+"""The command ``samreg train``: sam, pairs, deform, quiz and evaluate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, UsageError
 from .deformable.command import add_deform_arguments, run_deform
 from .pairs_command import add_pairs_arguments, run_pairs
+from .quiz_command import add_quiz_arguments, run_quiz
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -46,6 +47,7 @@ def add_train_arguments(subparsers: argparse._SubParsersAction[argparse.Argument
     sam.add_argument("--quiet", action="store_true", help="no progress")
     add_pairs_arguments(actions)
     add_deform_arguments(actions)
+    add_quiz_arguments(actions)
 
     evaluate = actions.add_parser(
         "evaluate", help="measure how well features match on volumes kept out of training"
@@ -68,9 +70,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     Raises:
         RegistrationError: with one sentence for the user.
     """
-    return {"sam": _sam, "pairs": run_pairs, "deform": run_deform, "evaluate": _evaluate}[arguments.train_action](
-        arguments
-    )
+    return {"sam": _sam, "pairs": run_pairs, "deform": run_deform, "quiz": run_quiz, "evaluate": _evaluate}[
+        arguments.train_action
+    ](arguments)
 
 
 def _sam(arguments: argparse.Namespace) -> int:

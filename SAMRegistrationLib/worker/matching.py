@@ -145,7 +145,7 @@ class Matchings:
             matcher = point_matcher(method, *self._embedded(task, files, extractor, device), extractor)
             task.progress("index", 0.8)
             matcher.prepare()
-        size = sum(_bytes_of(volume.index) for volume in (matcher.fixed, matcher.moving))
+        size = sum(_bytes_of(index) for index in matcher.indices)
         cache.put(key, matcher, size, f"{extractor.name} index of {files[0].name} and {files[1].name}, {method}")
         return matcher
 

@@ -1,0 +1,133 @@
+"""Every constant of a training run of the query point network: the published recipe, and a small one for CPUs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from .quiz_views import QuizViewConfig
+
+
+@dataclass(frozen=True)
+class QuizPairConfig:
+    """How pairs of views are drawn and changed.
+
+    Args:
+        image_size: voxels along a side of the cubes.
+        embedding_size: cells of the embedding along a side; of no account to a network without embedding.
+        queries: points asked per pair.
+        change_probability: of each published change: translation, scaling, axis permutation and flips.
+        translation: largest shift of a cube, as a share of its side.
+        scaling: largest factor by which the cubes are too large.
+        turns: whether axes are permuted and flipped: of both volumes alike, because of one alone it would be a
+            matter of guessing which hand is the right one. Not with embeddings, which know how people lie.
+        between_subjects: how often a pair is of two subjects, with the centers of their structures as targets.
+        least_structures: that two subjects must have in common for that.
+    """
+
+    image_size: int = 128
+    embedding_size: int = 16
+    queries: int = 40
+    change_probability: float = 0.2
+    translation: float = 0.2
+    scaling: float = 1.5
+    turns: bool = True
+    between_subjects: float = 0.0
+    least_structures: int = 4
+
+
+@dataclass(frozen=True)
+class QuizLossConfig:
+    """Weights of the losses.
+
+    Args:
+        translation: alpha of equation 1, of the likeness of the volumes after the mean displacement.
+        translation_from: share of the run after which that joins in; the paper trains the quizzer alone first.
+        confidence: of the likelihood of the errors under the predicted variances, from which no gradient reaches
+            the displacement. Ours.
+        hidden_error: the error, in halves of the side, that counts for points the searched volume does not show.
+        pointing: of the cross-entropy of where a query points. Ours.
+    """
+
+    translation: float = 0.01
+    translation_from: float = 0.5
+    confidence: float = 0.0
+    hidden_error: float = 0.5
+    pointing: float = 0.0
+
+
+@dataclass(frozen=True)
+class QuizTrainingConfig:
+    """One training run; the fields that `TrainingConfig` has too mean the same.
+
+    Args:
+        embedding: model whose frozen embedding goes in beside the image, or None as published.
+        batch: pairs per iteration.
+    """
+
+    architecture: str = "quiz"
+    network: dict[str, Any] = field(default_factory=dict)
+    embedding: str | None = None
+    batch: int = 2
+    iterations: int = 2000
+    accumulation: int = 1
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.0
+    warmup: int = 0
+    decay: float = 0.0
+    average_decay: float = 0.995
+    gradient_clip: float = 1.0
+    seed: int = 1
+    mixed_precision: bool = True
+    checkpoint_minutes: float = 3.0
+    views: QuizViewConfig = field(default_factory=QuizViewConfig)
+    pairs: QuizPairConfig = field(default_factory=QuizPairConfig)
+    loss: QuizLossConfig = field(default_factory=QuizLossConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+    def changed(self, values: dict[str, Any]) -> QuizTrainingConfig:
+        """With some settings replaced, as JSON gives them.
+
+        Raises:
+            TypeError: if a setting is unknown.
+        """
+        parts = {"views": self.views, "pairs": self.pairs, "loss": self.loss}
+        nested: dict[str, Any] = {key: _changed(part, values.get(key, {})) for key, part in parts.items()}
+        plain = {key: value for key, value in values.items() if key not in parts}
+        return replace(self, **plain, **nested)
+
+
+def _changed(part: Any, values: dict[str, Any]) -> Any:
+    return replace(
+        part, **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    )
+
+
+LITE_NETWORK = {
+    "channels": 128,
+    "widths": [24, 48, 96, 96],
+    "layers": 3,
+    "heads": 4,
+    "embedding_channels": 128,
+    "content_queries": True,
+    "pointing": True,
+}
+
+RECIPES = {
+    "published": QuizTrainingConfig(),
+    "lite": QuizTrainingConfig(
+        network=LITE_NETWORK,
+        embedding="sam",
+        iterations=450,
+        learning_rate=1e-3,
+        weight_decay=1e-3,
+        warmup=30,
+        decay=0.5,
+        pairs=QuizPairConfig(image_size=48, queries=256, turns=False, between_subjects=0.3),
+        loss=QuizLossConfig(translation_from=0.8, confidence=0.01, pointing=0.02),
+    ),
+}
+"""The paper's, and one for the hour of a processor core: smaller cubes and network, and our additions."""
