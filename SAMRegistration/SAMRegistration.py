@@ -94,6 +94,17 @@ class SAMRegistrationParameterNode:
     evaluationMovingLandmarks: vtkMRMLMarkupsFiducialNode
     evaluationTable: vtkMRMLTableNode
     evaluationChart: vtkMRMLPlotChartNode
+    fixedPoints: vtkMRMLMarkupsFiducialNode
+    movingPoints: vtkMRMLMarkupsFiducialNode
+    pointMethod: str = "sam"
+    livePoints: bool = True
+    heatMap: vtkMRMLScalarVolumeNode
+    similarity: str = "lncc"
+    refineIterations: int = 400
+    refineMargin: float = 20.0
+    refineWithLandmarks: bool = False
+    landmarkWeight: float = 1.0
+    exactLandmarks: bool = False
 
 
 class SAMRegistrationWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):

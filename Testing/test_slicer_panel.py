@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
-from headless_slicer.fixtures import MODULE_FOLDER, add_image, add_points, make_module_importable
+from headless_slicer.fixtures import MODULE_FOLDER, add_image, add_points
 from headless_slicer.panel import (
     Dialogs,
     ScriptedTransport,
@@ -27,10 +26,12 @@ from headless_slicer.panel import (
     process_until,
     result_reply,
 )
-from phantoms import phantom_pair
+from headless_slicer.panel_fixtures import field, slicer, volumes
 
 pytest.importorskip("slicer", reason="slicer-core is not installed: the panel is not tested here")
 pytest.importorskip("PySide6", reason="PySide6 is not installed: the panel is not tested here")
+
+__all__ = ["field", "slicer", "volumes"]
 
 REPORT = {
     "preset": "default",
@@ -43,43 +44,6 @@ REPORT = {
     "field": {"folded_percent": 0.0},
     "warnings": ["the volumes overlap little"],
 }
-
-
-@pytest.fixture
-def slicer() -> Iterator[Any]:
-    """The module `slicer` with stand-ins around real MRML, and an empty scene."""
-    from headless_slicer.application import start_slicer
-    from headless_slicer.mrml import clear_scene
-
-    slicer = start_slicer()
-    make_module_importable()
-    clear_scene()
-    for name in ("Red", "Yellow"):
-        composite = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode", name)
-        composite.SetLayoutName(name)
-        slice_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode", name)
-        slice_node.SetLayoutName(name)
-    yield slicer
-    clear_scene()
-
-
-@pytest.fixture
-def volumes(slicer: Any) -> tuple[Any, Any]:
-    pair = phantom_pair(spacing=6.0)
-    return add_image(slicer, pair.fixed, "fixed"), add_image(slicer, pair.moving, "moving")
-
-
-@pytest.fixture
-def field(slicer: Any, tmp_path: Path) -> Path:
-    """A displacement of 14, 9 and -20 mm (RAS), as a worker writes it."""
-    assert slicer.mrmlScene is not None
-    from SAMRegistrationModule.Geometry import GridGeometry
-    from SAMRegistrationModule.VolumeFiles import writeDisplacementFile
-
-    matrix = np.diag([10.0, 10.0, 10.0, 1.0])
-    matrix[:3, 3] = -80
-    displacement = np.broadcast_to([-14.0, 9.0, 20.0], (17, 17, 17, 3))
-    return writeDisplacementFile(tmp_path / "field.nrrd", displacement, GridGeometry((17, 17, 17), matrix))
 
 
 @pytest.fixture

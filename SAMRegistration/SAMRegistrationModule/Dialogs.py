@@ -16,6 +16,12 @@ class Dialogs:
 
         return qt.QFileDialog.getExistingDirectory(slicer.util.mainWindow(), "Folder with wheels")
 
+    def saveFile(self, title: str, kind: str) -> str:
+        """A file to write that the user chooses, or an empty text."""
+        import qt
+
+        return qt.QFileDialog.getSaveFileName(slicer.util.mainWindow(), title, "", kind)
+
     def copy(self, text: str) -> None:
         """Put a text onto the clipboard."""
         import qt

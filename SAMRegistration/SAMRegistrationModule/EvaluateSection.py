@@ -34,14 +34,17 @@ class EvaluateSection:
 
     def _inputs(self) -> EvaluationInputs:
         parameters = self._parameters
+        landmarks = (parameters.evaluationFixedLandmarks, parameters.evaluationMovingLandmarks)
+        if landmarks == (None, None):
+            landmarks = (parameters.fixedLandmarks, parameters.movingLandmarks)
         return EvaluationInputs(
             transformNode=parameters.outputTransform,
             fixedVolume=parameters.fixedVolume,
             movingVolume=parameters.movingVolume,
             fixedLabels=parameters.evaluationFixedLabels,
             movingLabels=parameters.evaluationMovingLabels,
-            fixedLandmarks=parameters.evaluationFixedLandmarks,
-            movingLandmarks=parameters.evaluationMovingLandmarks,
+            fixedLandmarks=landmarks[0],
+            movingLandmarks=landmarks[1],
         )
 
     def _giveUp(self, sentence: str) -> None:

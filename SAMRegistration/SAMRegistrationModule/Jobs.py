@@ -9,6 +9,8 @@ from .Geometry import GridGeometry, InputProblem, parentTransforms
 from .VolumeFiles import writeVolumeFile
 
 PREFIX = "SAMRegistration-"
+TRANSFORMS_KEPT = 6
+"""As many refinements can be taken back without any loss."""
 
 
 class JobFolders:
@@ -22,6 +24,7 @@ class JobFolders:
         self._root = root
         self._folder = None
         self._written = {}
+        self._transforms = []
         self._count = 0
 
     @property
@@ -81,12 +84,30 @@ class JobFolders:
         self._written[volumeNode.GetID()] = (key, path, geometry)
         return path, geometry
 
+    def keepTransform(self, transform, path: str) -> None:
+        """Keep the worker's own file of a transform that a node holds now, for as long as the session lasts."""
+        self._count += 1
+        kept = self.folder / f"transform{self._count}{Path(path).suffix}"
+        shutil.copyfile(path, kept)
+        self._transforms.append((transform, kept))
+        for _, old in self._transforms[:-TRANSFORMS_KEPT]:
+            old.unlink(missing_ok=True)
+        self._transforms = self._transforms[-TRANSFORMS_KEPT:]
+
+    def transformFile(self, transform) -> "Path | None":
+        """The worker's own file of a VTK transform, if it was kept."""
+        for known, path in self._transforms:
+            if known is transform and path.is_file():
+                return path
+        return None
+
     def clear(self) -> None:
         """Remove the whole folder."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
         self._written.clear()
+        self._transforms.clear()
 
 
 def folderProblem(folder: Path, error: OSError) -> InputProblem:

@@ -52,11 +52,15 @@ class LandmarkFit:
 _ARTICLES = {RIGID: "a rigid", SIMILARITY: "a similarity", AFFINE: "an affine"}
 
 
-def fitLandmarks(fixedPoints, movingPoints) -> LandmarkFit:
+def fitLandmarks(fixedPoints, movingPoints, freest: str = AFFINE) -> LandmarkFit:
     """The linear map that fits pairs of points (n, 3) best.
 
     The freest map is taken that predicts left out pairs clearly better than a simpler one. Pairs that contradict the
     rest lose their weight (Geman-McClure).
+
+    Args:
+        fixedPoints, movingPoints: world positions.
+        freest: "rigid", "similarity" or "affine": no freer map is taken.
 
     Raises:
         InputProblem: for fewer than three pairs, or points on one line.
@@ -74,6 +78,8 @@ def fitLandmarks(fixedPoints, movingPoints) -> LandmarkFit:
         error = _predictionError(fixed, moving, model)
         if best is None or error < _WORTH_FREEDOM * best[0]:
             best = error, model
+        if model == freest:
+            break
     model = best[1]
     matrix = _robust(fixed, moving, model)
     errors = _errors(matrix, fixed, moving)

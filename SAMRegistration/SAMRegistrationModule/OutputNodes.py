@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import slicer
 import vtk
 
+from .TransformNodes import noteRefinement
+
 TRANSFORM, INVERSE = "transform", "inverse"
 VOLUMES = ("warped", "jacobian", "displacement")
 REPORT = "report"
@@ -34,12 +36,14 @@ class LoadedResult:
         volumes: (vtkImageData, vtkMatrix4x4) by output name.
         tables: vtkTable by output name.
         report: the content of the report.
+        refinement: how many times finer the field is sampled than it was solved.
     """
 
     transforms: dict
     volumes: dict = field(default_factory=dict)
     tables: dict = field(default_factory=dict)
     report: dict = field(default_factory=dict)
+    refinement: int = 1
 
 
 def commitResult(result: LoadedResult, nodes: dict, fixedVolume, movingVolume) -> "tuple[dict, list]":
@@ -59,6 +63,8 @@ def commitResult(result: LoadedResult, nodes: dict, fixedVolume, movingVolume) -
     before = [_snapshot(name, node) for name, node in complete.items()]
     for name, transform in result.transforms.items():
         _setTransform(complete[name], name, transform)
+        if name == TRANSFORM:
+            noteRefinement(complete[name], result.refinement)
     for name, (image, matrix) in result.volumes.items():
         complete[name].SetIJKToRASMatrix(matrix)
         complete[name].SetAndObserveImageData(image)

@@ -5,7 +5,9 @@ import vtk
 from .ApplySection import ApplySection
 from .EnvironmentSection import EnvironmentSection
 from .EvaluateSection import EvaluateSection
+from .PointsSection import PointsSection
 from .PresetSection import PresetSection
+from .RefineSection import RefineSection
 from .ReviewSection import ReviewSection
 
 
@@ -29,6 +31,8 @@ class Panel:
         )
         self.apply = ApplySection(ui, logic, self.environment.whenReady, self._onRegistered)
         self.review = ReviewSection(ui, logic, self.environment.whenReady)
+        self.points = PointsSection(ui, logic, self.environment.whenReady, dialogs)
+        self.refine = RefineSection(ui, logic, self.environment.whenReady, self._onRefined)
         self.evaluate = EvaluateSection(ui, logic, self.environment.whenReady, _showTable)
 
     def setParameters(self, parameters) -> None:
@@ -37,7 +41,7 @@ class Panel:
             self._parameters.disconnectGui(self._tag)
             self._parameters.parameterNode.RemoveObserver(self._observer)
         self._parameters = parameters
-        for section in (self.preset, self.apply, self.review, self.evaluate):
+        for section in (self.preset, self.apply, self.review, self.points, self.refine, self.evaluate):
             section.setParameters(parameters)
         if parameters is not None:
             self._tag = parameters.connectGui(self._ui)
@@ -45,10 +49,14 @@ class Panel:
             self._onModified()
 
     def _onModified(self, *_) -> None:
-        for section in (self.apply, self.review, self.evaluate):
+        for section in (self.apply, self.review, self.points, self.refine, self.evaluate):
             section.update()
 
+    def _onRefined(self) -> None:
+        self.review.update()
+
     def _onRegistered(self, _nodes: dict, _report: dict) -> None:
+        self.refine.forget()
         self.review.update()
         if self._parameters is not None and self._parameters.showResult:
             self.review.showResult()

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 
 from .Geometry import InputProblem, matrixFromArray
-from .JobRunner import Job, JobRunner, requireInScene
+from .JobRunner import Job, requireInScene
 from .Lazy import numpy as np
 from .OutputNodes import INVERSE, REPORT, TRANSFORM, VOLUMES, LoadedResult, commitResult, restore
+from .PointQueries import PointQueries
+from .Refinement import RefinementInputs, refinementParameters
 from .Requests import (
     EvaluationInputs,
     RegistrationInputs,
@@ -23,7 +25,7 @@ LARGEST_GAP_MM = 0.15
 """A larger one is told to the user."""
 
 
-class RegistrationLogic(JobRunner):
+class RegistrationLogic(PointQueries):
     """What the module does.
 
     Args:
@@ -33,7 +35,7 @@ class RegistrationLogic(JobRunner):
     """
 
     def __init__(self, makeTransport: Callable = processTransport, worker=None, folderRoot=None) -> None:
-        JobRunner.__init__(self, makeTransport, worker, folderRoot)
+        PointQueries.__init__(self, makeTransport, worker, folderRoot)
         self._undo = []
 
     @property
@@ -69,9 +71,38 @@ class RegistrationLogic(JobRunner):
         parameters, notes = self.prepared(job, prepare)
 
         def take(result: dict) -> tuple:
-            return self._takeResult(job, _loaded(result, wanted, notes), nodes, fixedVolume, movingVolume)
+            return self._takeResult(job, result, wanted, notes, (fixedVolume, movingVolume))
 
         return self.run(job, "register", parameters, take)
+
+    def refine(self, transformNode, fixedVolume, movingVolume, **options):
+        """Make a result better in boxes and at landmarks; the transform node holds the new one then.
+
+        Args:
+            transformNode: the result so far, applied to the moving volume.
+            fixedVolume, movingVolume: what it belongs to.
+            options: fields of `RefinementInputs` (regions, landmarks, similarity, ...); `outputs` and callbacks as
+                of `register`, `onDone` being told the output nodes and the worker's findings.
+
+        Returns:
+            The transform node, or with callbacks the `Job`.
+
+        Raises:
+            InputProblem, RegistrationFailed: as of `register`.
+        """
+        job = self.newJob(options)
+        wanted = {name: node for name, node in options.pop("outputs", {}).items() if node}
+        wanted[TRANSFORM] = transformNode
+
+        def prepare() -> dict:
+            inputs = RefinementInputs(transformNode, fixedVolume, movingVolume, **options)
+            return refinementParameters(inputs, self.folders, job.folder, list(wanted))
+
+        def take(result: dict) -> tuple:
+            node, (complete, _) = self._takeResult(job, result, wanted, [], (fixedVolume, movingVolume))
+            return node, (complete, result)
+
+        return self.run(job, "refine", self.prepared(job, prepare), take)
 
     def compare(self, transformNode, fixedVolume, movingVolume, views=(), **callbacks):
         """Compute views on a result, and the place to look at first; nothing in the scene changes.
@@ -150,10 +181,14 @@ class RegistrationLogic(JobRunner):
         self.cancelAll()
         self._undo = []
 
-    def _takeResult(self, job: Job, loaded: LoadedResult, nodes: dict, fixedVolume, movingVolume) -> tuple:
+    def _takeResult(self, job: Job, result: dict, wanted: dict, notes: list, volumes: tuple) -> tuple:
         """Put a result into the scene; gives the transform node and what `onDone` is told."""
-        requireInScene(fixedVolume, movingVolume, *nodes.values())
-        complete, self._undo = commitResult(loaded, nodes, fixedVolume, movingVolume)
+        loaded = _loaded(result, wanted, notes)
+        nodes = {name: node for name, node in wanted.items() if node is not True}
+        requireInScene(*volumes, *nodes.values())
+        complete, self._undo = commitResult(loaded, nodes, *volumes)
+        if result.get("transform"):
+            self.folders.keepTransform(complete[TRANSFORM].GetTransformFromParent(), result["transform"])
         job.report = loaded.report
         return complete[TRANSFORM], (complete, loaded.report)
 
@@ -172,7 +207,7 @@ def _loaded(result: dict, wanted: dict, notes: list) -> LoadedResult:
     report = {**(result.get("report") or {}), "notes": notes}
     report["warnings"] = [*report.get("warnings", []), *_fieldWarnings(result.get("field_gap_mm") or 0.0)]
     tables = {REPORT: reportTable(report)} if wanted.get(REPORT) else {}
-    return LoadedResult(transforms, volumes, tables, report)
+    return LoadedResult(transforms, volumes, tables, report, result.get("field_refinement") or 1)
 
 
 def _fieldWarnings(gap: float) -> list:

@@ -6,11 +6,13 @@ import slicer
 import vtk
 
 from .Flattening import coarser, displacementOf
-from .Geometry import GridGeometry, InputProblem, arrayFromMatrix, fromWorldOfTransform
+from .Geometry import GridGeometry, InputProblem, arrayFromMatrix, fromWorldOfTransform, matrixFromArray
 from .Lazy import numpy as np
 from .Lazy import numpySupport
 from .VolumeFiles import writeDisplacementFile, writeMatrixFile
 
+START_ATTRIBUTE = "SAMRegistration.Start"
+FIELD_ATTRIBUTE = "SAMRegistration.Field"
 INITIAL_SPACING_MM = 4.0
 """Sampling of a start that is not linear; it only has to lead near."""
 
@@ -75,6 +77,42 @@ def writeInitialFile(folder: Path, transformNode, fixedGeometry: GridGeometry) -
     return writeDisplacementFile(folder / "initial.nrrd", displacement, geometry)
 
 
+def newStart(movingVolume, fixedToMoving, node=None):
+    """A linear transform node that brings the moving volume near the fixed one.
+
+    Args:
+        movingVolume: gives the scene and the name.
+        fixedToMoving: 4x4 from the fixed to the moving world, RAS.
+        node: what was made so before and is to be updated; other nodes stay as they are.
+    """
+    if node is None or node.GetAttribute(START_ATTRIBUTE) is None:
+        scene = movingVolume.GetScene()
+        name = scene.GenerateUniqueName(f"{movingVolume.GetName()} start")
+        node = scene.AddNewNodeByClass("vtkMRMLTransformNode", name)
+        node.SetAttribute(START_ATTRIBUTE, "points")
+    node.SetMatrixTransformToParent(matrixFromArray(np.linalg.inv(fixedToMoving)))
+    return node
+
+
+def noteRefinement(transformNode, refinement: int) -> None:
+    """Note how many times finer the node's field is sampled than it was solved, so that it need not grow."""
+    grid = transformNode.GetTransformFromParentAs("vtkOrientedGridTransform", False, False)
+    dimensions = gridGeometry(grid).dimensions if grid is not None else ()
+    transformNode.SetAttribute(FIELD_ATTRIBUTE, " ".join(map(str, (refinement, *dimensions))))
+
+
+def _solvedField(transformNode, grid) -> tuple:
+    """The field of a node at the samples that it was solved for, and their grid."""
+    field, geometry = fieldOf(grid), gridGeometry(grid)
+    step, *dimensions = (int(word) for word in (transformNode.GetAttribute(FIELD_ATTRIBUTE) or "1").split())
+    if tuple(dimensions) != geometry.dimensions or any((size - 1) % step for size in dimensions):
+        return field, geometry
+    matrix = geometry.ijkToRAS.copy()
+    matrix[:3, :3] *= step
+    solved = np.ascontiguousarray(field[::step, ::step, ::step])
+    return solved, GridGeometry(tuple(reversed(solved.shape[:3])), matrix)
+
+
 def fieldOf(gridTransform):
     """The displacements (k, j, i, 3) of a grid transform in RAS mm, as they are stored."""
     image = gridTransform.GetDisplacementGrid()
@@ -94,7 +132,7 @@ def writeTransformFile(folder: Path, transformNode, fixedGeometry: GridGeometry)
     grid = transformNode.GetTransformFromParentAs("vtkOrientedGridTransform", False, False)
     isPlainField = grid is not None and transformNode.GetParentTransformNode() is None
     if isPlainField and not transformNode.IsAbstractTransformComputedFromInverse(grid):
-        return writeDisplacementFile(folder / "transform.nrrd", fieldOf(grid), gridGeometry(grid))
+        return writeDisplacementFile(folder / "transform.nrrd", *_solvedField(transformNode, grid))
     if transformNode.IsTransformToWorldLinear():
         return writeInitialFile(folder, transformNode, fixedGeometry)
     displacement = displacementOf(fromWorldOfTransform(transformNode), fixedGeometry)

@@ -64,6 +64,7 @@ class Dialogs:
         self.says_yes = True
         self.folder = ""
         self.copied = ""
+        self.file = ""
 
     def confirm(self, text: str) -> bool:
         self.asked.append(text)
@@ -71,6 +72,9 @@ class Dialogs:
 
     def chooseFolder(self) -> str:
         return self.folder
+
+    def saveFile(self, _title: str, _kind: str) -> str:
+        return self.file
 
     def copy(self, text: str) -> None:
         self.copied = text

@@ -100,6 +100,8 @@ def _accessors(widget: Any) -> tuple[Callable[[], Any], Callable[[Any], None], A
         return widget.currentNode, widget.setCurrentNode, widget.currentNodeChanged
     if hasattr(widget, "checked"):
         return lambda: widget.checked, widget.setChecked, widget.toggled
+    if hasattr(widget, "value") and hasattr(widget, "valueChanged"):
+        return lambda: widget.value, widget.setValue, widget.valueChanged
     raise TypeError(f"{widget.name} cannot show a parameter")
 
 

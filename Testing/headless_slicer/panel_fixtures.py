@@ -1,0 +1,50 @@
+"""Pytest fixtures for tests of the panel: a scene with slice views, two volumes, and a field as a worker writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from phantoms import phantom_pair
+
+from .fixtures import add_image, make_module_importable
+
+
+@pytest.fixture
+def slicer() -> Iterator[Any]:
+    """The module `slicer` with stand-ins around real MRML, and an empty scene."""
+    from headless_slicer.application import start_slicer
+    from headless_slicer.mrml import clear_scene
+
+    slicer = start_slicer()
+    make_module_importable()
+    clear_scene()
+    for name in ("Red", "Yellow"):
+        composite = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceCompositeNode", name)
+        composite.SetLayoutName(name)
+        slice_node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSliceNode", name)
+        slice_node.SetLayoutName(name)
+    yield slicer
+    clear_scene()
+
+
+@pytest.fixture
+def volumes(slicer: Any) -> tuple[Any, Any]:
+    pair = phantom_pair(spacing=6.0)
+    return add_image(slicer, pair.fixed, "fixed"), add_image(slicer, pair.moving, "moving")
+
+
+@pytest.fixture
+def field(slicer: Any, tmp_path: Path) -> Path:
+    """A displacement of 14, 9 and -20 mm (RAS), as a worker writes it."""
+    assert slicer.mrmlScene is not None
+    from SAMRegistrationModule.Geometry import GridGeometry
+    from SAMRegistrationModule.VolumeFiles import writeDisplacementFile
+
+    matrix = np.diag([10.0, 10.0, 10.0, 1.0])
+    matrix[:3, 3] = -80
+    displacement = np.broadcast_to([-14.0, 9.0, 20.0], (17, 17, 17, 3))
+    return writeDisplacementFile(tmp_path / "field.nrrd", displacement, GridGeometry((17, 17, 17), matrix))
