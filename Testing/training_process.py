@@ -6,24 +6,27 @@ import argparse
 import hashlib
 import sys
 
-from SAMRegistrationLib.training import model_card, trainer
 from SAMRegistrationLib.training.command import add_train_arguments, run_train
+from SAMRegistrationLib.training.loop import TrainingLoop
 
 
-class DigestedTrainer(trainer.Trainer):
-    """Prints the digest at the end of the run."""
-
-    def run(self) -> list[float]:
-        losses = super().run()
-        digest = hashlib.sha256()
-        for parameter in self.network.parameters():
-            digest.update(parameter.detach().contiguous().numpy().tobytes())
-        print("digest", digest.hexdigest(), flush=True)
-        return losses
+def digest_of(trainer: TrainingLoop) -> str:
+    """A short name for the parameters of the network."""
+    digest = hashlib.sha256()
+    for parameter in trainer.network.parameters():
+        digest.update(parameter.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def main() -> int:
-    trainer.Trainer = model_card.Trainer = DigestedTrainer  # type: ignore[misc]
+    run = TrainingLoop.run
+
+    def run_and_tell(trainer: TrainingLoop) -> list[float]:
+        losses = run(trainer)
+        print("digest", digest_of(trainer), flush=True)
+        return losses
+
+    TrainingLoop.run = run_and_tell  # type: ignore[method-assign]
     parser = argparse.ArgumentParser()
     add_train_arguments(parser.add_subparsers())
     return run_train(parser.parse_args(sys.argv[1:]))

@@ -16,7 +16,7 @@ from ..solvers.convexadam import average_blocks
 from ..solvers.folding import remove_folds
 from ..solvers.instance_optimization import OptimizationConfig, OptimizationResult, optimize
 from ..solvers.ops import upsample, warp
-from ..solvers.terms import CorrelationTerm, FeatureTerm, SquaredDifferenceTerm, Term
+from ..solvers.terms import CorrelationTerm, FeatureTerm, SquaredDifferenceTerm, Term, TrustTerm
 from .problem import Problem, TrainedObjective, at_shape
 
 _LOSSES_COMPARED = 8
@@ -36,6 +36,7 @@ def instance_optimization(
     block: int = 1,
     from_rest: bool = False,
     as_trained: bool = False,
+    trust: float = 0.0,
     **settings: Any,
 ) -> Tensor:
     """Improve the displacement by descending on feature, intensity and smoothness terms.
@@ -54,6 +55,8 @@ def instance_optimization(
             instead of the weights given here. Other features have their minimum elsewhere, and a descent on them
             undoes what the network has learned where displacements are small (RWCNet, chapter 4). The field
             keeps its grid.
+        trust: weight of staying with the displacement found so far (see `TrustTerm`), where that may know more
+            than the volumes tell, as a network does that was trained on labels or known fields.
         settings: of `OptimizationConfig`: iterations, learning_rate, diffusion, folding and so on.
 
     Returns:
@@ -67,10 +70,10 @@ def instance_optimization(
     except TypeError as error:
         raise InputError(f"instance_optimization has no such setting: {error}") from error
     from_rest = from_rest and problem.displacement is not None
-    weights = Weights(feature_weight, mind_weight, correlation_weight)
+    weights = Weights(feature_weight, mind_weight, correlation_weight, trust=trust)
     grid = None
     if as_trained and problem.trained is not None and problem.displacement is not None:
-        weights = Weights.trained(problem.trained)
+        weights = replace(Weights.trained(problem.trained), trust=trust)
         config = replace(config, diffusion=problem.trained.losses.get("diffusion", config.diffusion))
         grid = tuple(problem.displacement.shape[2:])
     descent = _Descent(problem, config, weights, lattice, expected=3 if from_rest else 1, grid=grid)
@@ -100,6 +103,7 @@ class Weights:
         correlation: of the local correlation of the intensities.
         coarse: of the cosine distance of the problem's coarse features.
         squares: of the squared difference of the intensities.
+        trust: of staying with the initial displacement.
         radius: half width of the windows of the correlation.
         normalization: of the intensities for `correlation` and `squares`, or None for values as they are.
     """
@@ -109,6 +113,7 @@ class Weights:
     correlation: float = 0.0
     coarse: float = 0.0
     squares: float = 0.0
+    trust: float = 0.0
     radius: int = 3
     normalization: Callable[[Tensor], Tensor] | None = None
 
@@ -165,7 +170,10 @@ class _Descent:
         )
         nothing = torch.zeros((1, 3, *shape), device=self.problem.device)
         start = nothing if found is None else upsample(found, shape)
-        result = optimize(start, [*features, *self._intensity_terms(shape)], self.config, callback=self._report)
+        terms: list[Term] = [*features, *self._intensity_terms(shape)]
+        if self.weights.trust > 0 and found is not None:
+            terms.append(TrustTerm(self.weights.trust))
+        result = optimize(start, terms, self.config, callback=self._report)
         self.done += 1
         return result
 

@@ -238,6 +238,22 @@ class AnchorTerm:
 
 
 @dataclass
+class TrustTerm:
+    """How far the field has left the initial one, for an initial field that knows more than the data terms do.
+
+    A voxel that moves by r voxels costs r^2 / (r^2 + softness^2): leaving for a little is not worth it, and where
+    the initial field is wrong by voxels the data terms win, since the cost ends at `weight`.
+    """
+
+    weight: float = 1.0
+    softness: float = 0.5
+
+    def __call__(self, state: FieldState) -> torch.Tensor:
+        squared = state.residual.square().sum(1)
+        return (squared / (squared + self.softness**2)).mean()
+
+
+@dataclass
 class FoldTerm:
     """Mean of max(0, margin - det)^2 over the corner determinants, one corner and one lattice an iteration."""
 
