@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
-from .measures import Column, main_column, values_of
+from .measures import REFERENCE, Column, main_column, values_of
 from .pictures import picture
 from .plots import accuracy_over_time, dice_per_group, distribution
 from .results import Result, Results, families_of, methods_of
 from .suite import Suite
-from .tables import REFERENCE, comparison_table, failure_list, group_table, groups_of, summary
+from .tables import comparison_table, failure_list, group_table, groups_of, summary
 
 WORST_PAIRS = 2
 SHOWN_PER_PAIR = 3
@@ -137,7 +137,7 @@ def _table(markdown: str, ours: set[str]) -> str:
     """A Markdown table as HTML; rows of this library's methods stand out."""
     lines = [line.strip().strip("|").split("|") for line in markdown.strip().splitlines() if line.startswith("|")]
     head, rows = lines[0], lines[2:]
-    titles = "".join(f"<th>{escape(cell.strip().strip('`'))}</th>" for cell in head)
+    titles = "".join(f"<th>{escape(cell.strip().replace('`', ''))}</th>" for cell in head)
     body = ""
     for row in rows:
         mark = ' class="ours"' if row[0].strip() in ours else ""

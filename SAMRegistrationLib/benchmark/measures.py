@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .results import Measure, Result, Results
+from .results import Measure, Results
+
+REFERENCE = "default"
+"""The method that all others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,3 @@ def main_column(results: Results) -> Column | None:
         if any(known([column.of(result) for result in results if result.done])):
             return column
     return None
-
-
-def start_of(result: Result) -> str:
-    """Where a method began: with its own affine, or with which other's."""
-    start = result.report.get("start")
-    return str(start) if start else "own"

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .measures import ACCURACY, COLUMNS, SECONDS, known, values_of
+from .measures import ACCURACY, COLUMNS, REFERENCE, SECONDS, known, values_of
 from .results import Results, families_of, methods_of
 from .runner import Run, collect
 from .statistics import bootstrap_mean, compare
-from .tables import REFERENCE, markdown, write_between_markers, write_csv
+from .tables import markdown, write_between_markers, write_csv
 
 
 def write_outputs(run: Run, markdown_file: Path | None = None) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .measures import SECONDS, Column, values_of
+from .measures import REFERENCE, SECONDS, Column, values_of
 from .results import Results, methods_of
 from .statistics import bootstrap_mean
 
@@ -26,12 +26,14 @@ def figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 
 
 def colors_of(methods: Sequence[str]) -> dict[str, Any]:
-    """A color per method; variants of one method (`@START`) share it."""
+    """A color per method, black for the reference; variants of one method (`@START`) share it."""
     from matplotlib import colormaps
 
-    bases = list(dict.fromkeys(method.partition("@")[0] for method in methods))
-    palette = [colormaps["tab20"](number) for number in range(20)]
-    return {method: palette[bases.index(method.partition("@")[0]) % len(palette)] for method in methods}
+    bases = [base for base in dict.fromkeys(m.partition("@")[0] for m in methods) if base != REFERENCE]
+    # Strong colors first, then their light partners.
+    palette = [colormaps["tab20"](number) for number in (*range(0, 20, 2), *range(1, 20, 2))]
+    colors = {base: palette[number % len(palette)] for number, base in enumerate(bases)}
+    return {method: colors.get(method.partition("@")[0], "black") for method in methods}
 
 
 def dice_per_group(results: Results, groups: Sequence[str]) -> str:
@@ -82,6 +84,8 @@ def accuracy_over_time(results: Results, column: Column, seed: int) -> str:
         )
         axes.annotate(method, (x, mean.mean), xytext=(5, 3), textcoords="offset points", fontsize=7)
     axes.set_xscale("log")
+    # Room for the names at the right.
+    axes.margins(x=0.14, y=0.08)
     axes.set_xlabel("median seconds per pair, the given start included")
     axes.set_ylabel(f"{column.title}, mean over pairs with its 95 % interval")
     if not column.higher_is_better:

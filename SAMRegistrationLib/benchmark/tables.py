@@ -10,14 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from .measures import ACCURACY, COLUMNS, DEVICE_GIBIBYTES, DICE, FOLDED, GIBIBYTES, SECONDS, Column, known
+from .measures import (
+    ACCURACY,
+    COLUMNS,
+    DEVICE_GIBIBYTES,
+    DICE,
+    FOLDED,
+    GIBIBYTES,
+    REFERENCE,
+    SECONDS,
+    Column,
+    known,
+)
 from .results import Results, families_of, methods_of
 from .statistics import Comparison, compare
 
 Cell = Callable[[Results], str]
 CSV_HEADER = ("suite", "family", "pair", "method", "start", "metric", "label", "group", "scored", "value")
 COSTS = ("seconds", "start_seconds", "peak_memory_mib", "memory_before_mib", "device_memory_mib")
-REFERENCE = "default"
 
 
 def write_csv(results: Results, path: Path) -> None:
