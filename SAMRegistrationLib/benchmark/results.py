@@ -14,7 +14,6 @@ import numpy as np
 
 SCHEMA = 2
 GOOD_CENTER_MM = 25.0
-UNFINISHED = ("failed", "time limit", "not installed")
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from .suite_texts import DESCRIPTIONS, FEATURE_METHODS, METHODS, REFERENCES, STA
 
 SEED = 20261122
 STARTS_SEED = 20261123
+METHOD_SEED = 0
+"""The one that users register with unless they ask for another."""
 SPLIT_FILE = Path(__file__).resolve().parents[1] / "training_split.json"
 # These two MR lie more than 6 mm off their CT: shifting them raises the mutual information, which it does for
 # none of the other ten beyond the noise. Their "identity" is no reference.
@@ -88,7 +90,7 @@ def _suite(name: str, pairs: list[Entry], tables: Entry, methods: list[str], ver
     return {
         "name": name,
         "description": DESCRIPTIONS[name],
-        "seed": SEED,
+        "seed": METHOD_SEED,
         "datasets": {"dev_pack": {"kind": "files", "version": version}},
         "label_tables": {key: rows for key, rows in tables.items() if key in used},
         "pairs": pairs,
