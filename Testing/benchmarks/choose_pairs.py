@@ -81,7 +81,13 @@ def choose(manifest: Entry, data: Path) -> dict[str, Entry]:
     }
     included = [f"{name}.json" for name in pairs if name not in methods]
     return suites | {
-        "all": {"name": "all", "description": DESCRIPTIONS["all"], "include": included, "seed": SEED, "pairs": []}
+        "all": {
+            "name": "all",
+            "description": DESCRIPTIONS["all"],
+            "include": included,
+            "seed": METHOD_SEED,
+            "pairs": [],
+        }
     }
 
 
