@@ -44,19 +44,18 @@ class FeatureIndex:
         self.map = replace(joined, data=joined.data.contiguous(memory_format=torch.channels_last_3d))
         data = self.map.data[0]
         missing = [-n % _CELL for n in data.shape[1:]]
-        padded = functional.pad(data, [0, missing[2], 0, missing[1], 0, missing[0]])
         allowed = torch.ones(data.shape[1:], dtype=torch.bool, device=data.device)
         if mask is not None:
             inside = mask.resampled(self.map.grid, Interpolation.NEAREST, default=0).data.to(data.device) > 0.5
             allowed = inside if bool(inside.any()) else allowed
         allowed = functional.pad(allowed, [0, missing[2], 0, missing[1], 0, missing[0]])
-        blocks = _blocks(allowed[None])[..., 0]
+        blocks = _blocks(allowed)
         self._cells = blocks.any(dim=1).nonzero()[:, 0]
         self._allowed = blocks[self._cells]
-        self._vectors = _blocks(padded)[self._cells]
-        self._means = self._vectors.float().mean(dim=1).to(data.dtype)
-        depth, height, width = (n // _CELL for n in padded.shape[1:])
+        depth, height, width = (n // _CELL for n in allowed.shape)
         self._block_shape = depth, height, width
+        self._vectors = self._vectors_of_cells(data)
+        self._means = self._vectors.float().mean(dim=1).to(data.dtype)
         self._row_of_cell = self._cells.new_full((depth * height * width,), -1)
         self._row_of_cell[self._cells] = torch.arange(len(self._cells), device=data.device)
 
@@ -120,11 +119,23 @@ class FeatureIndex:
         voxel = self._voxel_of(cell, best % _CELL**3)
         return voxel + self._peak_offset(queries, voxel, score), score
 
+    def _vectors_of_cells(self, data: Tensor) -> Tensor:
+        """The vectors (cells, 8, C) of the voxels of all cells; beyond the volume those of its edge.
+
+        Only the cells are read, once: copies of the whole map would take longer than all else.
+        """
+        corners = torch.arange(_CELL**3, device=data.device)
+        voxel = self._voxel_of(self._cells[:, None], corners)
+        size = torch.tensor(self.map.grid.size, device=data.device)
+        x, y, z = torch.minimum(voxel, size - 1).unbind(-1)
+        _, height, width = data.shape[1:]
+        return data.permute(1, 2, 3, 0).reshape(-1, len(data))[(z * height + y) * width + x]
+
     def _voxel_of(self, cell: Tensor, corner: Tensor) -> Tensor:
-        """Voxel indices (n, 3) as (x, y, z) of the corners of cells."""
+        """Voxel indices (..., 3) as (x, y, z) of the corners of cells."""
         _, height, width = self._block_shape
         z, y, x = cell // (height * width), cell // width % height, cell % width
-        return torch.stack([x * _CELL + corner % 2, y * _CELL + corner // 2 % 2, z * _CELL + corner // 4], dim=1)
+        return torch.stack([x * _CELL + corner % 2, y * _CELL + corner // 2 % 2, z * _CELL + corner // 4], dim=-1)
 
     def _peak_offset(self, queries: Tensor, voxel: Tensor, score: Tensor) -> Tensor:
         """Where the parabolas through the neighbors' similarities peak, at most half a voxel away (n, 3)."""
@@ -165,8 +176,7 @@ def interpolated_vectors(features: FeatureMap, world_points: ArrayLike) -> Tenso
 
 
 def _blocks(volume: Tensor) -> Tensor:
-    """A volume (C, z, y, x) of even sizes as blocks (blocks, 8, C) of 2x2x2 voxels."""
-    channels, *shape = volume.shape
-    z, y, x = (n // _CELL for n in shape)
-    split = volume.reshape(channels, z, _CELL, y, _CELL, x, _CELL)
-    return split.permute(1, 3, 5, 2, 4, 6, 0).reshape(z * y * x, _CELL**3, channels)
+    """A volume (z, y, x) of even sizes as blocks (blocks, 8) of 2x2x2 voxels."""
+    z, y, x = (n // _CELL for n in volume.shape)
+    split = volume.reshape(z, _CELL, y, _CELL, x, _CELL)
+    return split.permute(0, 2, 4, 1, 3, 5).reshape(z * y * x, _CELL**3)

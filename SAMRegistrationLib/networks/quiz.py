@@ -22,7 +22,7 @@ from torch.nn import functional
 STRIDE = 8
 _FREQUENCIES = 6
 _GROUPS = 8
-_FIRST_GAIN = 15.0
+_FIRST_GAIN = 35.0
 """What a cosine similarity of embeddings is multiplied by, to begin with, where a query points."""
 
 _LOG_VARIANCE_LIMITS = (-10.0, 2.0)
