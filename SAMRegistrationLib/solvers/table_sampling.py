@@ -7,7 +7,9 @@ many channels, and the gradient costs no more than eight dot products per positi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,25 +29,84 @@ def sample_table(table: torch.Tensor, shape: Sequence[int], positions: torch.Ten
         positions: (P, 3) float, components (x, y, z), in voxels (first voxel's center = 0).
 
     Returns:
-        (P, C) in the type of the table, differentiable in the positions.
+        (P, C) in the type of the table, differentiable (once) in the positions.
     """
-    indices, weights = _corners(shape, positions)
-    return F.embedding_bag(indices, table, per_sample_weights=weights.to(table.dtype), mode="sum")
+    return _Sampled.apply(positions, table, tuple(shape))
 
 
-def _corners(shape: Sequence[int], positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row numbers (P, 8) and trilinear weights (P, 8) of the voxels around each position."""
+class TableSample:
+    """Values at positions, and what a change of the positions does to them; arguments as for `sample_table`.
+
+    Attributes:
+        values: (P, C) in the type of the table, without a graph.
+    """
+
+    def __init__(
+        self, table: torch.Tensor, shape: Sequence[int], positions: torch.Tensor, with_gradient: bool = True
+    ) -> None:
+        self._fractions: list[torch.Tensor] = []
+        self._free: list[torch.Tensor] = []
+        rows = self._first_rows(shape, positions)
+        indices = rows[:, None] + _steps(tuple(shape), rows.device)[None, :]
+        x, y, z = self._fractions
+        pairs = [torch.stack((1.0 - fraction, fraction)) for fraction in (x, y, z)]
+        self._plane = (pairs[2][:, None] * pairs[1][None, :]).flatten(0, 1)
+        weights = (self._plane[:, None] * pairs[0][None, :]).flatten(0, 1)
+        self._weights = weights.t().contiguous().to(table.dtype).requires_grad_(with_gradient)
+        with torch.enable_grad():
+            self._graph = F.embedding_bag(indices, table, per_sample_weights=self._weights, mode="sum")
+        self.values = self._graph.detach()
+
+    def _first_rows(self, shape: Sequence[int], positions: torch.Tensor) -> torch.Tensor:
+        """Row numbers (P,) of the lowest of the eight voxels; notes where between them the positions lie."""
+        strides = (1, shape[2], shape[2] * shape[1])
+        rows: torch.Tensor | None = None
+        for axis in range(3):
+            last = shape[2 - axis] - 1
+            coordinate = positions[:, axis].detach()
+            clamped = coordinate.clamp(0, last)
+            lower = clamped.floor().clamp_(max=max(last - 1, 0))
+            self._fractions.append(clamped - lower)
+            self._free.append(clamped == coordinate)
+            own = lower.long().mul_(strides[axis])
+            rows = own if rows is None else rows.add_(own)
+        assert rows is not None
+        return rows
+
+    def gradient(self, by_values: torch.Tensor) -> torch.Tensor:
+        """The gradient (P, 3) by the positions from the gradient (P, C) by the values."""
+        (by_weights,) = torch.autograd.grad(self._graph, self._weights, by_values, retain_graph=True)
+        z0y0, z0y1, z1y0, z1y1 = by_weights.t().to(self._plane.dtype).contiguous().view(4, 2, -1)
+        x, y, z = self._fractions
+        along_x = torch.stack([pair[1] - pair[0] for pair in (z0y0, z0y1, z1y0, z1y1)]).mul_(self._plane).sum(0)
+        z0y0, z0y1, z1y0, z1y1 = (torch.lerp(pair[0], pair[1], x) for pair in (z0y0, z0y1, z1y0, z1y1))
+        along_y = torch.lerp(z0y1 - z0y0, z1y1 - z1y0, z)
+        along_z = torch.lerp(z1y0, z1y1, y).sub_(torch.lerp(z0y0, z0y1, y))
+        columns = [
+            column.masked_fill_(~free, 0.0)
+            for column, free in zip((along_x, along_y, along_z), self._free, strict=True)
+        ]
+        return torch.stack(columns, dim=1)
+
+
+class _Sampled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, positions: torch.Tensor, table: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        ctx.sample = TableSample(table, shape, positions, with_gradient=ctx.needs_input_grad[0])
+        values: torch.Tensor = ctx.sample.values
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.sample.gradient(gradients[0]), None, None
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Differences (8,) of row numbers from the lowest voxel of a cell to all of them, x fastest.
+
+    Kept, since a GPU is slow at receiving many small tensors; not to be changed.
+    """
     strides = (1, shape[2], shape[2] * shape[1])
-    indices = torch.zeros((positions.shape[0], 1), dtype=torch.long, device=positions.device)
-    weights = positions.new_ones((positions.shape[0], 1))
-    for axis in range(3):
-        last = shape[2 - axis] - 1
-        coordinate = positions[:, axis].clamp(0, last)
-        lower = coordinate.detach().floor().clamp_(max=max(last - 1, 0))
-        fraction = coordinate - lower
-        base = lower.long() * strides[axis]
-        upper = base + (strides[axis] if last > 0 else 0)
-        indices = (torch.stack((base, upper), dim=1)[:, :, None] + indices[:, None, :]).flatten(1)
-        pair = torch.stack((1.0 - fraction, fraction), dim=1)
-        weights = (pair[:, :, None] * weights[:, None, :]).flatten(1)
-    return indices, weights
+    x, y, z = (stride if shape[2 - axis] > 1 else 0 for axis, stride in enumerate(strides))
+    return torch.tensor([0, x, y, x + y, z, x + z, y + z, x + y + z], device=device)

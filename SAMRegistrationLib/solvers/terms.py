@@ -7,7 +7,7 @@ the remedy of region-specific optimization for small badly registered regions).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Protocol
@@ -18,10 +18,13 @@ import torch.nn.functional as F
 from SAMRegistrationLib.solvers.cost_volume import Measure
 from SAMRegistrationLib.solvers.lncc import lncc
 from SAMRegistrationLib.solvers.ops import corner_determinant, identity_positions, upsample, warp
-from SAMRegistrationLib.solvers.table_sampling import channel_table, sample_table
+from SAMRegistrationLib.solvers.table_sampling import TableSample, channel_table
 
 POSITIONS_PER_CHUNK = 1 << 14
 CORNERS = tuple(product((1, -1), repeat=3))
+SHORTEST_VECTOR = 1e-6
+
+Gradient = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -104,12 +107,29 @@ class FeatureTerm:
         weights = None if self._voxel_weight is None else self._voxel_weight[part].flatten()
         return _ChunkedMean.apply(positions, self, fixed, weights)
 
-    def dissimilarity(self, fixed: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """The measure at (P, 3) moving positions for (P, C) fixed vectors: (P,)."""
-        moving = sample_table(self._moving, self._moving_shape, positions).float()
+    def compared(self, fixed: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, Gradient]:
+        """The measure (P,) at moving positions (P, 3) for fixed vectors (P, C), and its gradient.
+
+        The latter gives the gradient (P, 3) by the positions for weights (P, 1) of theirs.
+        """
+        sample = TableSample(self._moving, self._moving_shape, positions)
+        fixed, moving = fixed.float(), sample.values.float()
         if self.measure is Measure.SQUARED:
-            return 0.5 * (fixed.float() - moving).square().sum(1)
-        return 1.0 - (fixed.float() * moving).sum(1) / moving.norm(dim=1).clamp(min=1e-6)
+            difference = moving - fixed
+            return 0.5 * difference.square().sum(1), lambda weights: sample.gradient(
+                (difference * weights).to(sample.values.dtype)
+            )
+        length = torch.linalg.vector_norm(moving, dim=1, keepdim=True)
+        usable = length.clamp(min=SHORTEST_VECTOR)
+        cosine = (fixed * moving).sum(1, keepdim=True).div_(usable)
+
+        def gradient(weights: torch.Tensor) -> torch.Tensor:
+            # Of -f.m / |m|; a vector too short to have a direction is divided by a constant.
+            turning = (cosine / usable).masked_fill_(length < SHORTEST_VECTOR, 0.0)
+            by_moving = torch.addcmul(-fixed, moving, turning).mul_(weights / usable)
+            return sample.gradient(by_moving.to(sample.values.dtype))
+
+        return 1.0 - cosine[:, 0], gradient
 
 
 def lattice_slices(iteration: int, step: int) -> tuple[slice, slice, slice]:
@@ -138,12 +158,11 @@ class _ChunkedMean(torch.autograd.Function):
         chunk = POSITIONS_PER_CHUNK if positions.device.type == "cpu" else count
         for start in range(0, count, chunk):
             part = slice(start, start + chunk)
-            with torch.enable_grad():
-                leaf = positions[part].detach().requires_grad_()
-                cost = term.dissimilarity(fixed[part], leaf)
-                cost = (cost if weights is None else cost * weights[part]).sum() / count
-            gradient[part] = torch.autograd.grad(cost, leaf)[0]
-            total += cost.detach()
+            cost, gradient_for = term.compared(fixed[part], positions[part])
+            own = None if weights is None else weights[part]
+            total += (cost if own is None else cost * own).sum() / count
+            share = cost.new_full((1, 1), 1.0 / count) if own is None else own[:, None] / count
+            gradient[part] = gradient_for(share)
         ctx.save_for_backward(gradient)
         return total
 
