@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -199,6 +200,24 @@ def test_the_command_runs_a_suite_and_writes_everything(
     with (tmp_path / "out" / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert {row["method"] for row in rows} == {"initial", "missing"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent as POSIX signals")
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_an_interrupted_run_ends_its_methods_and_leaves_no_report_of_them(tmp_path: Path, jobs: str) -> None:
+    suite = write_suite(tmp_path, [method(tmp_path, "hanging")])
+    command = [sys.executable, "-m", "SAMRegistrationLib", "benchmark", str(suite)]
+    command += ["-o", str(tmp_path / "out"), "--jobs", jobs, "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    waited_for = tmp_path / "child.pid"
+    ends = time.monotonic() + 120
+    while not (waited_for.exists() and waited_for.read_text()) and time.monotonic() < ends:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and "cancelled" in errors
+    assert not is_running(int(waited_for.read_text()))
+    assert not list((tmp_path / "out").rglob("*.json"))
 
 
 @pytest.mark.parametrize(

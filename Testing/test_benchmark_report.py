@@ -28,6 +28,7 @@ from SAMRegistrationLib.benchmark.tables import (
     failure_list,
     markdown,
     p_text,
+    stage_table,
     write_between_markers,
 )
 
@@ -166,8 +167,8 @@ def test_tables_average_over_pairs_and_count_failures() -> None:
         failed,
     ]
     text = markdown(results, 0)
-    assert "| initial | 2 | 30.0 | 8.0 | 2 | 8.0 | 2.0 | 0.5 |" in text
-    assert "| sitk-affine | 1 of 2 | 50.0 | 8.0 | 1 | 8.0 | 2.0 | 0.5 |" in text
+    assert "| initial | 2 | 30.0 | 26.0 | 8.0 | 2 | 8.0 | 2.0 | 0.5 |" in text
+    assert "| sitk-affine | 1 of 2 | 50.0 | 50.0 | 8.0 | 1 | 8.0 | 2.0 | 0.5 |" in text
     assert failure_list(results) == "- `sitk-affine`, failed: no (1 pair)\n"
 
 
@@ -196,6 +197,14 @@ def test_paired_differences_name_who_is_better() -> None:
     assert row == "| peer | Dice % | 3 | +5.0 (+5.0 to +5.0) | 3 | 0.250 | 0.250 |"
     assert comparison_table([one for one in results if one.method == "peer"], 0) == ""
     assert (p_text(0.0004), p_text(0.5), p_text(math.nan)) == ("< 0.001", "0.500", "")
+
+
+def test_stages_are_told_by_their_median() -> None:
+    results = [report_of(0.5, pair=str(n)) for n in range(3)]
+    for result, seconds in zip(results, (1.0, 9.0, 2.0), strict=True):
+        result.report["stages"] = {"align": seconds}
+    assert "| initial | 2.0 |" in stage_table(results)
+    assert stage_table([report_of(0.5, name="peer")]) == ""
 
 
 def test_tables_replace_only_what_stands_between_the_markers(tmp_path: Path) -> None:

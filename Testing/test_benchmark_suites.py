@@ -185,6 +185,8 @@ def test_options_of_the_suite_and_of_the_command_reach_a_method() -> None:
     greedy = methods.find("slow-greedy")
     assert (greedy.module, greedy.python, greedy.start) == (METHODS["greedy"].module, "/other/python", "affine")
     assert methods.find("greedy").python == sys.executable
+    with pytest.raises(UsageError, match="cannot begin with itself"):
+        methods.find("greedy@greedy")
     with pytest.raises(UsageError, match="unknown option 'speed'"):
         Methods([{"name": "x", "speed": 1}]).find("x")
 

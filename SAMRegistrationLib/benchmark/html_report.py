@@ -12,7 +12,7 @@ from .pictures import picture
 from .plots import accuracy_over_time, dice_per_group, distribution
 from .results import Result, Results, families_of, methods_of
 from .suite import Suite
-from .tables import comparison_table, failure_list, group_table, groups_of, summary
+from .tables import comparison_table, failure_list, group_table, groups_of, stage_table, summary
 
 WORST_PAIRS = 2
 SHOWN_PER_PAIR = 3
@@ -79,6 +79,8 @@ def _family(name: str, results: Results, seed: int) -> Iterator[str]:
     if paired := comparison_table(results, seed):
         sentence, _, table = paired.partition("\n\n")
         yield f"<h3>Against <code>{REFERENCE}</code></h3><p>{escape(sentence)}</p>{_table(table, ours)}"
+    if stages := stage_table(results):
+        yield f"<h3>Median seconds per stage</h3>{_table(stages, ours)}"
     column = main_column(results)
     if column is not None:
         yield _plot(accuracy_over_time(results, column, seed), "Accuracy over time")

@@ -95,6 +95,8 @@ class Methods:
         base, _, start = name.partition("@")
         found = self._from_suite(base) if base in self._described else named(base)
         settings = {**found.settings, **self._settings.get(base, {})}
+        if (start or found.start) == base:
+            raise UsageError(f"method {base!r} cannot begin with itself")
         python = str(Path(self._pythons[base]).absolute()) if base in self._pythons else found.python
         return replace(found, name=name, settings=settings, python=python, start=start or found.start)
 

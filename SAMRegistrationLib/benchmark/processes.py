@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,36 @@ class End:
     message: str = ""
 
 
-def run_job(method: Method, task: dict[str, Any], limit_s: float, log: Path) -> End:
+class Jobs:
+    """The jobs of a run that are at work, so that all can be stopped with it."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+
+    def stop(self) -> None:
+        """End all processes that are at work; none begins after that."""
+        with self._lock:
+            self.stopped = True
+            for process in self._running:
+                _kill_group(process)
+
+    def begun(self, process: subprocess.Popen[bytes]) -> None:
+        """Count a process, or end it at once where everything was stopped meanwhile."""
+        with self._lock:
+            self._running.add(process)
+            if self.stopped:
+                _kill_group(process)
+
+    def ended(self, process: subprocess.Popen[bytes]) -> None:
+        """End what a process left behind, and forget it."""
+        with self._lock:
+            self._running.discard(process)
+        _kill_group(process)
+
+
+def run_job(method: Method, task: dict[str, Any], limit_s: float, log: Path, jobs: Jobs | None = None) -> End:
     """Do a job in a fresh process, at most `limit_s` seconds long; what it prints goes to a file.
 
     Args:
@@ -45,7 +75,9 @@ def run_job(method: Method, task: dict[str, Any], limit_s: float, log: Path) -> 
         task: `peers.contract.Task` in JSON's types; the outcome is left in its `folder`.
         limit_s: seconds after which the process and all that it started are killed.
         log: file for what it prints.
+        jobs: those that are stopped together.
     """
+    jobs = jobs or Jobs()
     folder = Path(task["folder"])
     description = task | {"module": method.module, "settings": method.settings}
     (folder / "task.json").write_text(json.dumps(description))
@@ -64,12 +96,12 @@ def run_job(method: Method, task: dict[str, Any], limit_s: float, log: Path) -> 
         except OSError as error:
             return End("not installed", f"{method.python} cannot be started: {error.strerror}")
         try:
+            jobs.begun(process)
             status = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             return End("time limit", f"stopped after {limit_s:g} s")
         finally:
-            # Also programs that a method left behind, and everything when the benchmark is interrupted.
-            _kill_group(process)
+            jobs.ended(process)
     return _end_of(status, folder, log)
 
 

@@ -19,7 +19,7 @@ import torch
 from .judge import judge, judge_again
 from .methods import Method, Methods
 from .pairs import Pair
-from .processes import End, run_job
+from .processes import End, Jobs, run_job
 from .results import SCHEMA, Result, ResultFiles, Results
 from .suite import Suite
 
@@ -93,15 +93,33 @@ def run_all(run: Run) -> list[str]:
         if _wanted(run, run.files(pair.name, method.name).read())
     ]
     ends = time.monotonic() + run.budget_s
-    # Those that start from another's result come when that is there.
-    phases = [wanted] if run.jobs == 1 else _by_start(wanted)
-    reports: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(run.jobs) as pool:
-        for phase in phases:
-            reports += [report for report in pool.map(lambda job: _do(run, job, ends), phase) if report]
+    jobs = Jobs()
+    try:
+        reports = _side_by_side(run, wanted, jobs, ends) if run.jobs > 1 else _one_by_one(run, wanted, jobs, ends)
+    finally:
+        jobs.stop()
     if len(reports) < len(wanted):
         print(f"{len(wanted) - len(reports)} not begun within {run.budget_s:g} s", flush=True)
     return [f"{r['pair']} {r['method']}: {r['status']}" for r in reports if r["status"] != "done"]
+
+
+def _one_by_one(run: Run, wanted: list[_Job], jobs: Jobs, ends: float) -> list[dict[str, Any]]:
+    return [report for job in wanted if (report := _do(run, job, jobs, ends))]
+
+
+def _side_by_side(run: Run, wanted: list[_Job], jobs: Jobs, ends: float) -> list[dict[str, Any]]:
+    """Methods that start from another's result come when that is there."""
+    reports: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(run.jobs) as pool:
+        try:
+            for later in (False, True):
+                phase = [job for job in wanted if bool(job.method.start) is later]
+                reports += [report for report in pool.map(lambda job: _do(run, job, jobs, ends), phase) if report]
+        except BaseException:
+            # The pool waits for its threads, and they for their processes.
+            jobs.stop()
+            raise
+    return reports
 
 
 def judge_all_again(run: Run) -> None:
@@ -130,24 +148,22 @@ def collect(run: Run) -> Results:
     return results
 
 
-def _by_start(jobs: list[_Job]) -> list[list[_Job]]:
-    return [[job for job in jobs if bool(job.method.start) is later] for later in (False, True)]
-
-
 def _wanted(run: Run, report: dict[str, Any] | None) -> bool:
     return run.force or report is None or (run.retry and report["status"] != "done")
 
 
-def _do(run: Run, job: _Job, ends: float) -> dict[str, Any] | None:
-    """The report of a job, or None if it is too late to begin."""
-    if time.monotonic() >= ends:
+def _do(run: Run, job: _Job, jobs: Jobs, ends: float) -> dict[str, Any] | None:
+    """The report of a job; None if it is too late to begin, or everything was stopped."""
+    if time.monotonic() >= ends or jobs.stopped:
         return None
     files = run.files(job.pair.name, job.method.name)
     try:
-        report = _registered(run, job, files)
+        report = _registered(run, job, files, jobs)
     except Exception as error:
         # Whatever one job dies of, the next one has its turn.
         report = _unfinished(End("failed", f"{type(error).__name__}: {error}"))
+    if jobs.stopped:
+        return None
     report |= {"suite": run.suite.name, "pair": job.pair.name, "family": job.pair.family}
     report |= {"method": job.method.name, "device": run.device, "threads": run.threads}
     files.write(report)
@@ -155,7 +171,7 @@ def _do(run: Run, job: _Job, ends: float) -> dict[str, Any] | None:
     return report
 
 
-def _registered(run: Run, job: _Job, files: ResultFiles) -> dict[str, Any]:
+def _registered(run: Run, job: _Job, files: ResultFiles, jobs: Jobs) -> dict[str, Any]:
     pair, method = job.pair.prepared(run.out / "inputs"), job.method
     start, start_seconds = _start(run, pair, method.start)
     limit = method.limit_s or run.limit_s or run.suite.limit_s
@@ -171,7 +187,7 @@ def _registered(run: Run, job: _Job, files: ResultFiles) -> dict[str, Any]:
             "seed": run.suite.seed if run.seed is None else run.seed,
             "folder": str(Path(name).resolve()),
         }
-        end = run_job(method, task, limit, files.log)
+        end = run_job(method, task, limit, files.log, jobs)
         if end.status != "done":
             return _unfinished(end)
         report = {"schema": SCHEMA, "status": "done", **json.loads(Path(name, "outcome.json").read_text())}

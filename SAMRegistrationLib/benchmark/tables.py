@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..metrics import robust_value
 from .measures import (
     ACCURACY,
     COLUMNS,
@@ -64,6 +65,8 @@ def markdown(results: Results, seed: int) -> str:
             sections.append(f"Dice in % per label group.\n\n{group_table(of_family, groups)}")
         if paired := comparison_table(of_family, seed):
             sections.append(paired)
+        if stages := stage_table(of_family):
+            sections.append(f"Median seconds per stage.\n\n{stages}")
     if failures := failure_list(results):
         sections.append(f"Not done:\n\n{failures}")
     return "\n".join(["", *sections])
@@ -84,6 +87,8 @@ def summary(results: Results) -> str:
     columns: dict[str, Cell] = {"pairs": count}
     for column in COLUMNS:
         columns[column.title] = _cell(column, np.mean)
+        if column is DICE:
+            columns["Dice30 %"] = _cell(column, _dice30)
     columns |= {
         "all centers in 25 mm": _aligned,
         "worst organ mm (median)": _worst_organ,
@@ -92,6 +97,17 @@ def summary(results: Results) -> str:
         "GPU GiB": _cell(DEVICE_GIBIBYTES, np.max),
     }
     return method_table(results, columns)
+
+
+def stage_table(results: Results) -> str:
+    """Median seconds of every stage, for methods that tell; empty where none does."""
+    stages = list(dict.fromkeys(stage for result in results for stage in result.report.get("stages", {})))
+    telling = [result for result in results if result.report.get("stages")]
+
+    def of_stage(stage: str) -> Cell:
+        return lambda rows: number((row.report["stages"].get(stage, math.nan) for row in rows), np.median, 1)
+
+    return method_table(telling, {stage: of_stage(stage) for stage in stages}) if telling else ""
 
 
 def groups_of(results: Results) -> list[str]:
@@ -172,6 +188,11 @@ def count(results: Results) -> str:
 
 def _cell(column: Column, summarize: Callable[[Any], Any]) -> Cell:
     return lambda rows: number((column.of(row) for row in rows), summarize, column.digits)
+
+
+def _dice30(values: Sequence[float]) -> float:
+    """What is still reached in the worse cases, as in Learn2Reg."""
+    return robust_value(values, higher_is_better=True)
 
 
 def _aligned(results: Results) -> str:
