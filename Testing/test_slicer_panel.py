@@ -27,6 +27,7 @@ from headless_slicer.panel import (
     result_reply,
 )
 from headless_slicer.panel_fixtures import field, slicer, volumes
+from phantoms import phantom_pair
 
 pytest.importorskip("slicer", reason="slicer-core is not installed: the panel is not tested here")
 pytest.importorskip("PySide6", reason="PySide6 is not installed: the panel is not tested here")

@@ -61,7 +61,7 @@ class PointPairs:
     """
 
     def __init__(self, fixedNode, movingNode, ignoring=None) -> None:
-        self.fixedNode, self.movingNode, self._ignoring = fixedNode, movingNode, ignoring
+        self.fixedNode, self.movingNode, self.ignoring = fixedNode, movingNode, ignoring
         self.isWriting = False
         known = json.loads(movingNode.GetAttribute(ATTRIBUTE) or "[]")
         self.pairs = [Pair(**values) for values in known]
@@ -87,7 +87,7 @@ class PointPairs:
             matched: (N, 3) world positions in RAS mm of their partners.
             found: `score`, `support`, `cycle_mm` and `reason` as the worker gives them.
         """
-        local = transformPoints(toWorldTransform(self.movingNode, self._ignoring).GetInverse(), np.array(matched))
+        local = transformPoints(toWorldTransform(self.movingNode, self.ignoring).GetInverse(), np.array(matched))
         there = set(definedIDs(self.fixedNode))
         for index, identifier in enumerate(identifiers):
             if identifier not in there:
@@ -104,7 +104,7 @@ class PointPairs:
         chosen = self.pairs if pairs is None else pairs
         fixed = self.positions([pair.fixedID for pair in chosen])
         local = np.array([self._local(self.movingNode, pair.movingID) for pair in chosen])
-        moving = transformPoints(toWorldTransform(self.movingNode, self._ignoring), local)
+        moving = transformPoints(toWorldTransform(self.movingNode, self.ignoring), local)
         return fixed, moving, [self.labelOf(pair) for pair in chosen]
 
     def confident(self) -> tuple:

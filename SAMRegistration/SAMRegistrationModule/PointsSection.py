@@ -55,6 +55,8 @@ class PointsSection:
         nodes = (None, None) if parameters is None else (parameters.fixedPoints, parameters.movingPoints)
         if [node for node, _ in self._observed] != [node for node in nodes if node is not None]:
             self._observe(*nodes)
+        if self._points is not None:
+            self._points.ignoring = parameters.outputTransform
         hasVolumes = parameters is not None and None not in (parameters.fixedVolume, parameters.movingVolume)
         self._ui.placePointsButton.setEnabled(hasVolumes)
         hasPoints = hasVolumes and nodes[0] is not None and bool(definedIDs(nodes[0]))

@@ -1,7 +1,8 @@
-"""Pytest fixtures for tests of the panel: a scene with slice views, two volumes, and a field as a worker writes it."""
+"""Pytest fixtures for tests of the panel: a scene with slice views, two volumes, and a worker's field."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,3 +49,15 @@ def field(slicer: Any, tmp_path: Path) -> Path:
     matrix[:3, 3] = -80
     displacement = np.broadcast_to([-14.0, 9.0, 20.0], (17, 17, 17, 3))
     return writeDisplacementFile(tmp_path / "field.nrrd", displacement, GridGeometry((17, 17, 17), matrix))
+
+
+def save_close_and_read(slicer: Any, folder: Path) -> None:
+    """Save the scene as MRB, close it, and read it again; without its views, which need an application."""
+    for kind in ("vtkMRMLSliceNode", "vtkMRMLSliceCompositeNode"):
+        for node in slicer.util.getNodesByClass(kind):
+            slicer.mrmlScene.RemoveNode(node)
+    assert slicer.mrmlScene.WriteToMRB(str(folder / "scene.mrb"))
+    shutil.unpack_archive(folder / "scene.mrb", folder / "scene", "zip")
+    slicer.mrmlScene.Clear(0)
+    slicer.mrmlScene.SetURL(str(next((folder / "scene").rglob("*.mrml"))))
+    assert slicer.mrmlScene.Import()
