@@ -1,4 +1,4 @@
-"""Draw the panel after a registration of the sample pair, for the README.
+"""Draw the panel after a registration and a refinement of the sample pair, for the README.
 
 python -m Testing.headless_slicer.picture Resources/Screenshots/panel.png
 """
@@ -11,11 +11,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-WIDTH, HEIGHT = 470, 1070
+WIDTH, HEIGHT = 500, 1760
+PLACES = {"carina": (0.5, 0.5, 0.45), "right lung": (0.32, 0.45, 0.5), "skin": (0.02, 0.5, 0.5)}
+"""Points to be found, as shares of the fixed volume's box."""
 
 
 def main(path: str, preset: str = "message-passing") -> None:
-    """Register the sample pair by the panel, and save what it looks like then."""
+    """Register, match and refine the sample pair by the panel, and save what it looks like then."""
     from headless_slicer.application import start_slicer
     from headless_slicer.fixtures import add_image, make_module_importable
     from headless_slicer.panel import discard, make_panel, process_until
@@ -34,10 +36,51 @@ def main(path: str, preset: str = "message-passing") -> None:
     process_until(lambda: "computes" in ui.environmentLabel.text, 300)
     ui.applyButton.click()
     process_until(lambda: widget.panel.apply.job is None, 600)
+    _match_points(widget)
+    _refine_box(widget)
     ui.modelsTable.setMaximumHeight(70)
     ui.modelsTable.resizeColumnsToContents()
     _save(widget, path)
     discard(widget)
+
+
+def _match_points(widget: Any) -> None:
+    from headless_slicer.panel import process_until
+
+    widget.ui.pointsCollapsibleButton.setCollapsed(False)
+    widget.ui.placePointsButton.click()
+    points = widget.panel.points
+    for label, shares in PLACES.items():
+        widget.logic.getParameterNode().fixedPoints.AddControlPoint(*_place(widget, shares), label)
+    process_until(lambda: len(points._points.pairs) == len(PLACES) and points._job is None, 600)
+    widget.ui.pointsTable.resizeColumnsToContents()
+
+
+def _refine_box(widget: Any) -> None:
+    import slicer
+
+    from headless_slicer.panel import process_until
+
+    ui = widget.ui
+    ui.refineCollapsibleButton.setCollapsed(False)
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Heart")
+    box.SetCenter(*_place(widget, (0.55, 0.5, 0.35)))
+    box.SetSize(80, 80, 80)
+    ui.regionSelector.setCurrentNode(box)
+    ui.addBoxButton.click()
+    ui.iterationsSpinBox.setValue(100)
+    ui.refineButton.click()
+    process_until(lambda: widget.panel.refine._job is None, 600)
+    ui.historyTable.resizeColumnsToContents()
+
+
+def _place(widget: Any, shares: tuple[float, float, float]) -> list[float]:
+    """A position within the fixed volume's box."""
+    bounds = [0.0] * 6
+    widget.logic.getParameterNode().fixedVolume.GetRASBounds(bounds)
+    return [
+        bounds[2 * axis] + share * (bounds[2 * axis + 1] - bounds[2 * axis]) for axis, share in enumerate(shares)
+    ]
 
 
 def _save(widget: Any, path: str) -> None:
