@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 WIDTH, HEIGHT = 500, 1760
@@ -76,11 +78,11 @@ def _refine_box(widget: Any) -> None:
 
 def _place(widget: Any, shares: tuple[float, float, float]) -> list[float]:
     """A position within the fixed volume's box."""
-    bounds = [0.0] * 6
+    bounds = np.zeros(6)
     widget.logic.getParameterNode().fixedVolume.GetRASBounds(bounds)
-    return [
-        bounds[2 * axis] + share * (bounds[2 * axis + 1] - bounds[2 * axis]) for axis, share in enumerate(shares)
-    ]
+    lower, upper = bounds[::2], bounds[1::2]
+    place: list[float] = (lower + np.array(shares) * (upper - lower)).tolist()
+    return place
 
 
 def _save(widget: Any, path: str) -> None:
