@@ -53,16 +53,17 @@ def test_a_method_that_knows_the_answer_is_right_and_one_that_does_nothing_is_of
     np.testing.assert_allclose(np.asarray(report["matrix"])[:3, 3], OFFSET)
 
 
+@pytest.mark.slow
 def test_methods_that_crash_hang_raise_or_are_missing_are_told_apart_and_stop_nobody(tmp_path: Path) -> None:
     kinds = ("crashing", "raising", "missing", "silent")
     methods: list[Any] = [method(tmp_path, kind) for kind in kinds]
-    methods.append(method(tmp_path, "hanging", limit_s=4.0))
+    methods.append(method(tmp_path, "hanging", limit_s=15.0))
     methods.append({"name": "nowhere", "module": methods[0]["module"], "python": str(tmp_path / "no_python")})
     methods.append(method(tmp_path, "good"))
     run = run_of(tmp_path, methods, pairs=("first",))
     began = time.monotonic()
     assert len(run_all(run)) == 6
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
     reports = {result.method: result.report for result in collect(run)}
     assert reports["good"]["status"] == "done"
     assert {name: reports[name]["status"] for name in (*kinds, "hanging", "nowhere")} == {
@@ -122,7 +123,8 @@ def test_a_method_starts_from_what_another_one_found_and_fails_where_that_found_
 
 def test_the_same_seed_gives_the_same_accuracy_to_the_last_digit_and_another_one_does_not(tmp_path: Path) -> None:
     def accuracy(name: str, seed: int | None) -> list[tuple[str, ...]]:
-        run = run_of(tmp_path / name, [method(tmp_path / name, "good", settings={"noise": 2.0})], seed=seed)
+        noisy = method(tmp_path / name, "good", settings={"noise": 2.0})
+        run = run_of(tmp_path / name, [noisy], seed=seed, pairs=("first",))
         run_all(run)
         return [
             (result.pair, score["metric"], score["label"], repr(score["value"]))
@@ -131,11 +133,12 @@ def test_the_same_seed_gives_the_same_accuracy_to_the_last_digit_and_another_one
         ]
 
     first = accuracy("a", None)
-    assert len(first) > 20
+    assert len(first) > 15
     assert accuracy("b", None) == first
     assert accuracy("c", 8) != first
 
 
+@pytest.mark.slow
 def test_several_jobs_at_a_time_give_the_same_results(tmp_path: Path) -> None:
     methods = [method(tmp_path, "good", settings={"noise": 1.0}), "initial", method(tmp_path, "raising")]
     one = run_of(tmp_path / "a", methods)
