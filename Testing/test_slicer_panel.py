@@ -132,11 +132,11 @@ def test_choices_are_saved_in_the_scene(slicer: Any, widget: Any, volumes: tuple
 
 
 def test_presets_come_with_a_sentence(widget: Any) -> None:
-    from SAMRegistrationLib.presets import load_preset, preset_names
+    from SAMRegistrationLib.presets import load_preset, usable_preset_names
 
     combo = widget.ui.presetComboBox
     names = [combo.itemText(index) for index in range(combo.count)]
-    assert names[0] == "default" and sorted(names) == preset_names()
+    assert names[0] == "default" and sorted(names) == usable_preset_names()
     for name in names:
         combo.setCurrentIndex(combo.findText(name))
         assert widget.ui.presetLabel.text.startswith(load_preset(name).summary)

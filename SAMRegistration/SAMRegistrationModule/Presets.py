@@ -21,10 +21,10 @@ class PresetText:
 
 
 def presetTexts() -> "list[PresetText]":
-    """All presets of the library, the default one first."""
-    from SAMRegistrationLib.presets import load_preset, preset_names
+    """The library's presets, the default one first, without those whose networks have no weights here."""
+    from SAMRegistrationLib.presets import load_preset, usable_preset_names
 
-    names = sorted(preset_names(), key=lambda name: (name != "default", name))
+    names = sorted(usable_preset_names(), key=lambda name: (name != "default", name))
     return [PresetText(name, load_preset(name).summary, timesSentence(name)) for name in names]
 
 
