@@ -16,13 +16,13 @@ REACH_MM = 40.0
 """A landmark moves nothing further away than this."""
 
 TOLERANCE_MM = 0.05
-_SPACING_MM = 2.0
-_STEPS = 6
+_SPACING_MM = 2.5
 _ROUNDS = 4
 _STEEPEST = 2.11
 """Largest slope of `wendland` times its reach."""
 
 _LARGEST_STRAIN = 0.5
+_STRAIN_OF_A_STEP = 0.15
 _SMALLEST_DETERMINANT = 0.05
 _SHORTENINGS = 6
 _MOST_VOXELS = 1_000_000
@@ -51,13 +51,15 @@ def exact_correction(
     grid = _grid_around(points, corrections, reach, spacing)
     total = DisplacementField.zero(grid)
     target = points + corrections
+    count = max(1, math.ceil(_STEEPEST * longest / reach / _STRAIN_OF_A_STEP))
     for _ in range(_ROUNDS):
-        for step in range(_STEPS):
+        for step in range(count):
             reached = total.transform_points(points)
-            remaining = (target - reached) / (_STEPS - step)
+            remaining = (target - reached) / (count - step)
             total = _followed(total, reached, remaining, reach)
         if np.linalg.norm(total.transform_points(points) - target, axis=1).max() < TOLERANCE_MM:
             break
+        count = 1
     return total
 
 
