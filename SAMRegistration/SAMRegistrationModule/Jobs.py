@@ -89,7 +89,7 @@ class JobFolders:
         self._count += 1
         kept = self.folder / f"transform{self._count}{Path(path).suffix}"
         shutil.copyfile(path, kept)
-        self._transforms.append((transform, kept))
+        self._transforms.append((_identity(transform), kept))
         for _, old in self._transforms[:-TRANSFORMS_KEPT]:
             old.unlink(missing_ok=True)
         self._transforms = self._transforms[-TRANSFORMS_KEPT:]
@@ -97,7 +97,7 @@ class JobFolders:
     def transformFile(self, transform) -> "Path | None":
         """The worker's own file of a VTK transform, if it was kept."""
         for known, path in self._transforms:
-            if known is transform and path.is_file():
+            if known == _identity(transform) and path.is_file():
                 return path
         return None
 
@@ -108,6 +108,11 @@ class JobFolders:
         self._folder = None
         self._written.clear()
         self._transforms.clear()
+
+
+def _identity(transform) -> tuple:
+    """What tells a VTK transform from all others, and from itself after a change, without keeping it alive."""
+    return transform.GetAddressAsString("vtkObject"), transform.GetMTime()
 
 
 def folderProblem(folder: Path, error: OSError) -> InputProblem:

@@ -53,6 +53,7 @@ class Panel:
             section.update()
 
     def _onRefined(self) -> None:
+        self.apply.update()
         self.review.update()
 
     def _onRegistered(self, _nodes: dict, _report: dict) -> None:

@@ -4,6 +4,7 @@ from .ApplySection import CANCEL, OUTPUT_PARAMETERS, STOPPING
 from .Failures import adviceOn
 from .Geometry import InputProblem
 from .JobRunner import CANCELLED
+from .OutputNodes import restore
 from .Refinement import SIMILARITIES, RefinementInputs
 from .RefinementHistory import RefinementHistory, Step
 from .RegionList import RegionList
@@ -26,7 +27,7 @@ class RefineSection:
         self._ui, self._logic, self._isReady, self._onFinished = ui, logic, isReady, onFinished
         self._parameters = None
         self._job, self._isStarting = None, False
-        self._after, self._outputsFollow = None, False
+        self._after, self._outputsBefore = None, []
         self.regions = RegionList(ui, self.update)
         ui.similarityComboBox.addItems(list(SIMILARITIES))
         ui.similarityComboBox.currentIndexChanged.connect(lambda *_: self._onSimilarity())
@@ -67,7 +68,7 @@ class RefineSection:
 
     def forget(self) -> None:
         """A new registration has begun a new history."""
-        self._after, self._outputsFollow = None, False
+        self._after, self._outputsBefore = None, []
         self._ui.showBeforeButton.setChecked(False)
         if (history := self._history()) is not None:
             history.clear()
@@ -127,7 +128,7 @@ class RefineSection:
         def onDone(_nodes: dict, found: dict) -> None:
             self._job = None
             addStep(_stepOf(title, found))
-            self._outputsFollow = True
+            self._outputsBefore = self._logic.takeUndo()
             self._say(_summary(found, inputs["fixedLandmarks"]))
             self.update()
             self._onFinished()
@@ -175,11 +176,11 @@ class RefineSection:
     def _onUndo(self) -> None:
         self._showAfter()
         sentence = "The last step is undone."
-        if self._outputsFollow:
-            self._logic.undo()
+        if self._outputsBefore:
+            restore(self._outputsBefore)
         elif self._parameters.outputWarped is not None:
             sentence += " The registered volume still shows it; look at the moving volume under the transform instead."
-        self._outputsFollow = False
+        self._outputsBefore = []
         self._history().undo()
         self._say(sentence)
         self.update()

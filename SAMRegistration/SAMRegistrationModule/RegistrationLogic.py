@@ -176,6 +176,11 @@ class RegistrationLogic(PointQueries):
         self._undo = restore(self._undo)
         return bool(self._undo)
 
+    def takeUndo(self) -> list:
+        """What `undo` would restore, for a caller who undoes himself by `restore`."""
+        taken, self._undo = self._undo, []
+        return taken
+
     def forgetScene(self) -> None:
         """The scene was closed: jobs are cancelled, what could be undone is gone."""
         self.cancelAll()
