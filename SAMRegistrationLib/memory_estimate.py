@@ -13,7 +13,7 @@ from .presets import Preset
 BYTES_PER_WORKING_VOXEL = {
     "align": 100,
     "message_passing": 150,
-    "learned": 250,
+    "learned": 400,
     "convex_search": 150,
     "instance_optimization": 160,
     "convexadam": 130,

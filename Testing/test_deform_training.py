@@ -31,6 +31,7 @@ from SAMRegistrationLib.training.deformable.config import (
     shipped_configurations,
 )
 from SAMRegistrationLib.training.deformable.pairs import PairSource
+from SAMRegistrationLib.training.deformable.pictures import middle_slices
 from SAMRegistrationLib.training.deformable.starts import Starts, affine_starts, centered_starts
 from SAMRegistrationLib.training.deformable.trainer import DeformableTrainer, warped_pair
 from SAMRegistrationLib.training.manifest import read_manifest
@@ -299,6 +300,28 @@ def test_a_loss_that_is_not_a_number_stops_the_run_and_names_the_volumes(
         next(trainer.network.parameters()).fill_(float("nan"))
     with pytest.raises(RegistrationError, match=r"not a number at iteration 1; the volumes were v\d, v\d"):
         trainer.run()
+
+
+def test_mixed_precision_follows_full_precision(volumes: list[CachedVolume], tmp_path: Path):
+    """Bfloat16 has eight bits for the number itself."""
+    full, mixed = (
+        trainer_for(volumes, tmp_path / str(mixed), mixed_precision=mixed).run() for mixed in (False, True)
+    )
+    assert full != mixed
+    np.testing.assert_allclose(full, mixed, rtol=0.02)
+
+
+def test_the_picture_shows_fixed_moving_warped_and_what_is_left(volumes: list[CachedVolume]):
+    source = source_for(volumes, pairs={**settings()["pairs"], "kinds": {"generated": 1.0}})
+    pair = source.draw(source.generator(1))[0]
+    shift = torch.zeros(1, 3, 8, 8, 8)
+    picture = middle_slices(replace(pair, moving=pair.fixed), shift)
+    assert tuple(picture.shape) == (1, 32, 64) and float(picture.min()) >= 0 and float(picture.max()) <= 1
+    fixed, moving, warped, difference = picture[0, :16].split(16, dim=1)
+    torch.testing.assert_close(fixed, (pair.fixed[0, 0, 8] + 1) / 2)
+    torch.testing.assert_close(fixed, moving)
+    torch.testing.assert_close(fixed, warped, atol=1e-5, rtol=0)
+    assert float(difference.max()) < 1e-5
 
 
 def test_crops_that_do_not_fit_the_network_are_refused(volumes: list[CachedVolume], tmp_path: Path):
