@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..solvers.convexadam import DiscreteConfig, discrete_stage
+from ..solvers.convexadam import DiscreteConfig, average_blocks, discrete_stage
+from ..solvers.ops import upsample
 from .problem import Problem, at_shape, joined_features
 
 DESCRIPTOR_SCALE = 4.0
@@ -30,14 +31,13 @@ def convex_search(problem: Problem, *, block: int = 3, radius: int = 4, mind_sha
         (1, 3, z, y, x) in voxels of the features.
     """
     with torch.inference_mode():
-        fixed, moving = joined_features(problem, mind_share)
-        shape = tuple(fixed.shape[2:])
-        fixed_mask, moving_mask = (None if mask is None else at_shape(mask, shape) for mask in problem.masks())
-        found = discrete_stage(
-            fixed,
-            moving,
-            DiscreteConfig(block=block, radius=radius, cost_scale=DESCRIPTOR_SCALE),
-            (fixed_mask, moving_mask),
+        shape = tuple(problem.fixed_features().fine.data.shape[2:])
+        # Averaged before they are joined: neither volume's long vectors exist at full resolution twice.
+        fixed, moving = joined_features(problem, mind_share, block)
+        fixed_mask, moving_mask = (
+            None if mask is None else average_blocks(at_shape(mask, shape), block) for mask in problem.masks()
         )
+        config = DiscreteConfig(block=1, radius=radius, cost_scale=DESCRIPTOR_SCALE)
+        found = upsample(discrete_stage(fixed, moving, config, (fixed_mask, moving_mask)), shape)
     problem.progress(1.0)
     return found.clone()

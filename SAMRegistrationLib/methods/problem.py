@@ -16,6 +16,7 @@ from ..field import DisplacementField
 from ..grid import Grid
 from ..image import Image
 from ..sampling import Interpolation, Outside, sample, voxel_mesh
+from ..solvers.convexadam import average_blocks
 from ..solvers.ops import upsample
 from ..transforms import AffineTransform, CompositeTransform, Transform
 
@@ -212,22 +213,28 @@ def at_shape(volume: Tensor, shape: tuple[int, ...]) -> Tensor:
     return functional.interpolate(volume, size=tuple(shape), mode="area")
 
 
-def joined_features(problem: Problem, mind_share: float) -> tuple[Tensor, Tensor]:
+def joined_features(problem: Problem, mind_share: float, block: int = 1) -> tuple[Tensor, Tensor]:
     """Unit vectors (1, C, z, y, x) of the fixed and the aligned moving volume for a search.
 
     Args:
         problem: the pair.
         mind_share: share of MIND in the dot product, beside the problem's own features; 0 for none.
+        block: voxels that are averaged along each axis; the means are shorter than the vectors.
     """
-    own = [features.joined().data for features in problem.features()]
-    if mind_share == 0 or problem.extractor.name == "mind":
-        return own[0], own[1]
-    mind = problem.features(MindExtractor(device=problem.device))
+    alone = mind_share == 0 or problem.extractor.name == "mind"
+    mind = (None, None) if alone else problem.features(MindExtractor(device=problem.device))
     fixed, moving = (
-        _weighted_pair(first, at_shape(second.fine.data, tuple(first.shape[2:])), mind_share)
-        for first, second in zip(own, mind, strict=True)
+        _joined_blocks(own, other, mind_share, block) for own, other in zip(problem.features(), mind, strict=True)
     )
     return fixed, moving
+
+
+def _joined_blocks(own: Features, mind: Features | None, mind_share: float, block: int) -> Tensor:
+    shape = tuple(own.fine.data.shape[2:])
+    vectors = average_blocks(own.joined().data, block)
+    if mind is None:
+        return vectors
+    return _weighted_pair(vectors, average_blocks(at_shape(mind.fine.data, shape), block), mind_share)
 
 
 def with_mind(problem: Problem, own: Tensor, volume: Tensor, mind_share: float) -> Tensor:

@@ -77,14 +77,15 @@ def cheapest_shift(
     """
     flat = cost[0].flatten(1)
     field = None if u is None else u[0].flatten(1)
+    # Voxel by voxel: a CPU finds the smallest of neighbors in memory several times faster.
     chunk = VOXELS_PER_CHUNK.get(cost.device.type, VOXELS_PER_CHUNK["cuda"])
     best = torch.empty(flat.shape[1], dtype=torch.long, device=cost.device)
     for start in range(0, flat.shape[1], chunk):
-        part = flat[:, start : start + chunk].float()
+        part = flat[:, start : start + chunk].t().float()
         if field is not None and shifts is not None:
-            part = torch.addmm(part, shifts, field[:, start : start + chunk], alpha=-2.0 * coupling)
-            part += coupling * shifts.square().sum(1, keepdim=True)
-        best[start : start + chunk] = part.min(dim=0).indices
+            part = torch.addmm(part, field[:, start : start + chunk].t(), shifts.t(), alpha=-2.0 * coupling)
+            part += coupling * shifts.square().sum(1)
+        best[start : start + chunk] = part.contiguous().min(dim=1).indices
     return best.view(cost.shape[2:])
 
 
