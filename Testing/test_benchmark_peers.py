@@ -255,3 +255,15 @@ def test_niftyreg_is_told_and_read_in_its_own_world(phantom: Phantom, tmp_path: 
     field = DisplacementField.from_sitk(sitk.ReadImage(str(file)))
     own = (0.0, 0.0, 0.0) if with_start else (-1.0, -2.0, 3.0)
     np.testing.assert_allclose(field.data[0, :, 3, 4, 5].numpy(), np.add((10.0, -4.0, 6.0), own), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sitk-affine", "greedy-affine", "elastix-affine"])
+def test_the_same_call_gives_the_same_result_to_the_last_digit(
+    name: str, phantom: Phantom, tmp_path: Path
+) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    first, second = (outcome_of(name, phantom, folder, None)["parts"] for folder in folders)
+    assert first == second

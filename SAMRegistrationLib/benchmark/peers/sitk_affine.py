@@ -29,10 +29,10 @@ def register(task: Task) -> Outcome:
     start = _best_start(fixed, moving, task) if task.start is None else as_sitk(task.start)
     rigid = sitk.Euler3DTransform()
     rigid.SetCenter(center_of(fixed))
-    _optimize(fixed, moving, rigid, start)
+    _optimize(fixed, moving, rigid, start, task.seed)
     refined = sitk.AffineTransform(3)
     refined.SetCenter(center_of(fixed))
-    _optimize(fixed, moving, refined, sitk.CompositeTransform([start, rigid]))
+    _optimize(fixed, moving, refined, sitk.CompositeTransform([start, rigid]), task.seed)
     whole = sitk.CompositeTransform([start, rigid, refined])
     settings = {"bins": HISTOGRAM_BINS, "shrink": SHRINK_FACTORS, "iterations": ITERATIONS}
     return Outcome((matrix_of(whole),), settings=settings)
@@ -46,12 +46,12 @@ def _best_start(fixed: sitk.Image, moving: sitk.Image, task: Task) -> sitk.Trans
         sitk.Euler3DTransform(initializer(fixed, moving, rigid, sitk.CenteredTransformInitializerFilter.GEOMETRY)),
         sitk.Euler3DTransform(initializer(fixed, moving, rigid, sitk.CenteredTransformInitializerFilter.MOMENTS)),
     ]
-    return min(candidates, key=lambda candidate: _value(fixed, moving, candidate))
+    return min(candidates, key=lambda candidate: _value(fixed, moving, candidate, task.seed))
 
 
-def _value(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> float:
+def _value(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, seed: int) -> float:
     """The metric at a transform (lower is better); infinite where the volumes do not meet."""
-    method = _registration()
+    method = _registration(seed)
     method.SetInitialTransform(transform, inPlace=False)
     try:
         return float(method.MetricEvaluate(fixed, moving))
@@ -59,18 +59,21 @@ def _value(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform) -> 
         return float("inf")
 
 
-def _registration() -> sitk.ImageRegistrationMethod:
+def _registration(seed: int) -> sitk.ImageRegistrationMethod:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(SAMPLED_FRACTION)
+    # Regular samples are jittered; the seed 0 would be the clock.
+    method.SetMetricSamplingPercentage(SAMPLED_FRACTION, seed % 2**31 + 1)
     method.SetInterpolator(sitk.sitkLinear)
     return method
 
 
-def _optimize(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, start: sitk.Transform) -> None:
+def _optimize(
+    fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, start: sitk.Transform, seed: int
+) -> None:
     """Change the transform so that, followed by `start`, it brings both volumes together best."""
-    method = _registration()
+    method = _registration(seed)
     method.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-3, ITERATIONS, gradientMagnitudeTolerance=1e-6)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(list(SHRINK_FACTORS))
