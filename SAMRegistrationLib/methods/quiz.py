@@ -97,9 +97,16 @@ class Quizzer:
         return QuizAnswers(points, matched, torch.cat(sigmas).double().cpu().numpy() * search.side / 2)
 
 
-def mean_translation(answers: QuizAnswers) -> AffineTransform:
-    """The paper's alignment: the shift by the mean displacement of all points asked."""
-    return AffineTransform.translation((answers.matched - answers.points).mean(axis=0))
+def mean_translation(answers: QuizAnswers, shown: NDArray[np.bool_] | None = None) -> AffineTransform:
+    """The paper's alignment: the shift by the mean displacement of the points asked.
+
+    Args:
+        answers: to the points.
+        shown: (n,) which of them the searched volume shows; all of them if None or if it shows none. Others have
+            no displacement to speak of, which the paper's landmarks, chosen in both volumes, need not consider.
+    """
+    kept = np.ones(len(answers.points), dtype=bool) if shown is None or not shown.any() else shown
+    return AffineTransform.translation((answers.matched - answers.points)[kept].mean(axis=0))
 
 
 def fit_answers(answers: QuizAnswers, model: Model = Model.AFFINE, seed: int = 0) -> Fit:
@@ -145,6 +152,14 @@ class QuizPointMatcher(PointMatcher):
     def body_answers(self) -> QuizAnswers:
         """Of points all over the fixed body."""
         return self.forward.ask(body_grid(self.fixed.body, most=MOST_QUERIES))
+
+    @property
+    def translation(self) -> AffineTransform:
+        """The mean displacement of the points of the body that the moving volume shows, as far as can be told."""
+        if self.body_fit is None:
+            return mean_translation(self.body_answers)
+        places = self.body_fit.transform.transform_points(self.body_answers.points)
+        return mean_translation(self.body_answers, self.moving.image.grid.contains(places))
 
     @cached_property
     def body_fit(self) -> Fit | None:

@@ -28,6 +28,7 @@ import SimpleITK as sitk
 import torch
 
 from SAMRegistrationLib.alignment.feature_alignment import body_grid
+from SAMRegistrationLib.benchmark.geometry import rigid_about, rotation
 from SAMRegistrationLib.benchmark.methods import PEERS, Method
 from SAMRegistrationLib.benchmark.processes import run_job
 from SAMRegistrationLib.body import Regions
@@ -45,8 +46,6 @@ from SAMRegistrationLib.models.quiz import QuizModel, load_quiz
 from SAMRegistrationLib.sampling import Interpolation
 from SAMRegistrationLib.synthetic import contrast_phase, crop_field_of_view, noise
 from SAMRegistrationLib.transforms import AffineTransform
-
-from SAMRegistrationLib.benchmark.geometry import rigid_about, rotation
 
 SEED = 20261122
 LARGEST_ANGLE, LARGEST_SHIFT_MM = 45.0, 200.0
@@ -165,8 +164,8 @@ def measured(pair: Pair, extractor: FeatureExtractor, model: QuizModel, peers: l
         ]
     best = (pair.truth - pair.points).mean(axis=0)
     translations = {
-        "quiz": _translation(mean_translation(joint.by_network.body_answers)),
-        "quiz, asked points": _translation(mean_translation(joint.by_network.forward.ask(pair.points))),
+        "quiz": _translation(joint.by_network.translation),
+        "quiz, whole body": _translation(mean_translation(joint.by_network.body_answers)),
         "intensities": intensity_translation(pair.fixed, pair.moving),
     }
     result["shift"] = float(np.linalg.norm(best))
