@@ -12,7 +12,7 @@ from .benchmark.command import add_benchmark_arguments, run_benchmark
 from .benchmark.scaling import add_scaling_arguments, run_scaling
 from .errors import Cancelled, NotEnoughMemoryError, RegistrationError, UsageError, is_out_of_memory
 from .models.command import add_models_arguments, run_models
-from .refinement.command import add_refine_arguments, run_refine
+from .refinement.command import add_refine_arguments
 from .training.command import add_train_arguments, run_train
 
 
@@ -120,7 +120,7 @@ def _add_match(subparsers: argparse._SubParsersAction) -> None:
 
 def _add_refine(subparsers: argparse._SubParsersAction) -> None:
     add_refine_arguments(subparsers)
-    subparsers.choices["refine"].set_defaults(run=run_refine)
+    subparsers.choices["refine"].set_defaults(run=_lazily("refine_command"))
 
 
 def _add_presets(subparsers: argparse._SubParsersAction) -> None:

@@ -134,6 +134,21 @@ def match_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def refine_command(options: argparse.Namespace) -> int:
+    """`samreg refine`."""
+    from .refinement.command import refine_files
+
+    progress = TerminalProgress(options.quiet)
+    try:
+        with printed_warnings():
+            text = refine_files(options, progress)
+    finally:
+        progress.finish()
+    if not options.quiet:
+        print(text)
+    return 0
+
+
 def presets_command(_: argparse.Namespace) -> int:
     """`samreg presets`."""
     from .presets import load_preset, preset_names, usable_preset_names

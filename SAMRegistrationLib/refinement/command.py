@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..models.deformable import DeformableModel
+    from ..pipeline import Progress
     from .landmarks import LandmarkPairs
     from .regions import RegionRequest
 
@@ -64,45 +65,36 @@ def add_refine_arguments(subparsers: argparse._SubParsersAction[argparse.Argumen
     command.add_argument("--quiet", action="store_true", help="no progress")
 
 
-def run_refine(options: argparse.Namespace) -> int:
-    """Carry out `samreg refine`; returns the exit status.
+def refine_files(options: argparse.Namespace, progress: Progress) -> str:
+    """Refine as the arguments want it, write the four result files, and say what was reached.
 
     Raises:
         RegistrationError: with one sentence for the user.
     """
-    from ..commands import TerminalProgress, printed_warnings
     from ..files import require_writable_folder
     from .refine import refine
     from .tables import refinement_text
 
     require_writable_folder(options.output)
-    with printed_warnings():
-        regions, pairs = _regions(options), _pairs(options)
-    progress = TerminalProgress(options.quiet)
-    try:
-        result = refine(
-            options.transform,
-            options.fixed,
-            options.moving,
-            regions=regions,
-            points=pairs,
-            image_iterations=options.image_iterations,
-            similarity=options.similarity,
-            iterations=options.iterations,
-            margin_mm=options.margin,
-            network=_network(options.network),
-            device=options.device,
-            fixed_mask=options.fixed_mask,
-            moving_mask=options.moving_mask,
-            model=options.model,
-            progress=progress,
-        )
-    finally:
-        progress.finish()
+    result = refine(
+        options.transform,
+        options.fixed,
+        options.moving,
+        regions=_regions(options),
+        points=_pairs(options),
+        image_iterations=options.image_iterations,
+        similarity=options.similarity,
+        iterations=options.iterations,
+        margin_mm=options.margin,
+        network=_network(options.network),
+        device=options.device,
+        fixed_mask=options.fixed_mask,
+        moving_mask=options.moving_mask,
+        model=options.model,
+        progress=progress,
+    )
     result.save(options.output)
-    if not options.quiet:
-        print(refinement_text(result.report))
-    return 0
+    return refinement_text(result.report)
 
 
 def _regions(options: argparse.Namespace) -> list[RegionRequest]:

@@ -192,26 +192,13 @@ class WorkerClient:
         progress: Progress | None = None,
         **settings: Any,
     ) -> Result:
-        """Refine an accepted transform in boxes and at landmarks into the folder `output`.
+        """Refine the accepted map in the file `transform`, in boxes and at landmarks, into the folder `output`.
 
-        Args:
-            fixed, moving: the volumes.
-            transform: file of the accepted map, such as the `transform` of an earlier result.
-            output: folder to write into.
-            regions, points: as told in `worker.refinement`, and so are the further `settings`: similarity,
-                iterations, image_iterations, margin_mm, fixed_mask, moving_mask, model, allow_cpu, inverse and
-                outputs.
-            device: of this call.
-            progress: told the stage and the finished fraction.
-
-        Returns:
-            What `register` returns, with `regions` and `landmarks`: errors before and after, losses.
+        The parameters, all the further `settings` among them, and the reply are told in `worker.refinement`.
         """
+        paths = {"fixed": fixed, "moving": moving, "transform": transform, "output": output}
         parameters = {
-            "fixed": _path(fixed),
-            "moving": _path(moving),
-            "transform": _path(transform),
-            "output": _path(output),
+            **{name: _path(path) for name, path in paths.items()},
             "regions": [dict(region) for region in regions],
             "points": [dict(point) for point in points],
             "device": device or self.device,
