@@ -59,10 +59,14 @@ def require_models(stages: Iterable[Stage]) -> None:
 
     Raises:
         UsageError: saying how to come by them.
+        InputError: if a preset does not say which network.
     """
     for stage in stages:
-        if stage.name == "learned":
-            find_deformable(stage.settings["network"], stage.settings.get("model"))
+        if stage.name != "learned":
+            continue
+        if "network" not in stage.settings:
+            raise InputError('a preset gives the stage "learned" no network')
+        find_deformable(stage.settings["network"], stage.settings.get("model"))
 
 
 def stage_labels(stages: Iterable[Stage]) -> list[str]:

@@ -25,7 +25,7 @@ from SAMRegistrationLib.methods.instance_optimization import instance_optimizati
 from SAMRegistrationLib.methods.learned import learned
 from SAMRegistrationLib.methods.problem import Problem, TrainedObjective, at_shape
 from SAMRegistrationLib.models.catalogue import ModelEntry, find_model, install, verify
-from SAMRegistrationLib.models.deformable import Normalization, embeddings_for, load_deformable
+from SAMRegistrationLib.models.deformable import Normalization, embeddings_for, find_deformable, load_deformable
 from SAMRegistrationLib.models.folders import USER_FOLDER_VARIABLE, user_folder
 from SAMRegistrationLib.models.importer import import_checkpoint
 from SAMRegistrationLib.networks.deformable import DEFORMABLE_NETWORKS, build_deformable_network
@@ -267,6 +267,22 @@ def test_a_preset_is_usable_once_its_weights_are_there():
     before = set(usable_preset_names())
     install_random("rwcnet")
     assert set(usable_preset_names()) == before | {"rwcnet", "rwcnet-io"}
+
+
+def test_the_model_that_was_added_last_is_taken_unless_another_is_named():
+    for name in ("first", "second"):
+        weights = build_deformable_network("voxelmorph", TINY).state_dict()
+        install(entry_of("voxelmorph", name, TINY), weights)
+    assert find_deformable("voxelmorph").name == "second"
+    assert find_deformable("voxelmorph", "first").name == "first"
+    with pytest.raises(UsageError, match="of the network voxelmorph, not of lapirn"):
+        find_deformable("lapirn", "first")
+
+
+def test_a_preset_that_names_no_network_is_refused(pair: PhantomPair):
+    plain = load_preset("voxelmorph")
+    with pytest.raises(InputError, match="no network"):
+        register(pair.fixed, pair.moving, preset=replace(plain, stages=(plain.stages[0], Stage("learned", {}))))
 
 
 def test_weights_of_our_training_are_imported_with_what_they_need(tmp_path: Path):

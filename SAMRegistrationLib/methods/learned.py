@@ -44,7 +44,7 @@ def learned(problem: Problem, *, network: str, model: str | None = None, passes:
         found = problem.displacement
     finally:
         problem.displacement = before
-    problem.trained = TrainedObjective(loaded.losses, loaded.normalization)
+    problem.trained = TrainedObjective(_losses_with(loaded, problem), loaded.normalization)
     problem.details["learned"] = {"model": loaded.name, "spacing": loaded.spacing, "shape": list(shape)}
     assert found is not None
     return found
@@ -56,6 +56,12 @@ def _require_features(loaded: DeformableModel, problem: Problem) -> None:
             f"the network {loaded.name} was trained with the embeddings of {loaded.features} and cannot read "
             f"those of {problem.extractor.name}; choose another preset or these features"
         )
+
+
+def _losses_with(loaded: DeformableModel, problem: Problem) -> dict[str, float]:
+    """What the network was trained on, without the embeddings where they were of another model."""
+    same = loaded.features == problem.extractor.name
+    return {name: weight for name, weight in loaded.losses.items() if same or name != "sam"}
 
 
 def _network_shape(problem: Problem, spacing: float) -> tuple[int, int, int]:

@@ -65,7 +65,7 @@ def is_deformable(architecture: str) -> bool:
 
 
 def find_deformable(network: str, name: str | None = None) -> ModelEntry:
-    """The model of that name, or the first one whose weights are there for that network.
+    """The model of that name, or the one for that network that the user has added last, or a shipped one.
 
     Raises:
         UsageError: if there is none, saying how to come by one; or if the named model is of another network.
@@ -75,7 +75,7 @@ def find_deformable(network: str, name: str | None = None) -> ModelEntry:
         if entry.architecture != network:
             raise UsageError(f"the model {name} is of the network {entry.architecture}, not of {network}")
         return entry
-    for entry in list_models():
+    for entry in reversed(list_models()):
         if entry.architecture == network and entry.available:
             return entry
     raise UsageError(

@@ -170,9 +170,9 @@ class TrainingLoop:
             for name, value in means.items():
                 values[name] = values.get(name, 0.0) + value / self.settings.accumulation
         due = self._first and time.monotonic() - clock.saved > 60 * self.settings.checkpoint_minutes
-        broken, save = average_gradients(
-            self.network.parameters(), [float(not finite), float(due)], self.processes
-        )
+        # A frozen parameter must not get a gradient of zero, with which the optimizer's momentum would move it.
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        broken, save = average_gradients(trained, [float(not finite), float(due)], self.processes)
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.gradient_clip)
         self._stop_if(bool(broken) or not math.isfinite(float(norm)), names)
         self.optimizer.step()

@@ -156,7 +156,7 @@ def _starts(
         return centered_starts(volumes)
     if config.pairs.start != AFFINE:
         raise UsageError(f'volumes start from "{AFFINE}" or "{CENTER}", not from "{config.pairs.start}"')
-    return affine_starts(volumes, extractor, folder, say=_say_nothing if quiet else _say)
+    return affine_starts(volumes, extractor, folder, extractor.device, say=_say_nothing if quiet else _say)
 
 
 def _trainer(kind: Any, source: PairSource, config: DeformableConfig, *more: Any, **options: Any) -> Any:

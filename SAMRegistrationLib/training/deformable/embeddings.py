@@ -23,6 +23,10 @@ class EmbeddingMap:
     data: Tensor
     stride: int
 
+    def to(self, device: torch.device) -> EmbeddingMap:
+        """The same on a device."""
+        return EmbeddingMap(self.data.to(device), self.stride)
+
     def positions(self, voxels: Tensor) -> Tensor:
         """Positions in voxels of the map, of positions in voxels of the volume."""
         return (voxels - (self.stride - 1) / 2) / self.stride

@@ -22,7 +22,7 @@ from ..batches import load_source, seeded_generator
 from ..cache import AIR, OUTSIDE, CachedVolume
 from ..views import Placement, Source, positions_of, rotation_matrix, sample_at
 from .config import GENERATED, INTER, INTRA, DeformableConfig
-from .embeddings import EmbeddingStore
+from .embeddings import EmbeddingMap, EmbeddingStore
 from .starts import Starts
 
 LABELLED = 0.5
@@ -78,6 +78,7 @@ class PairSource:
         self.store = store
         self.normalized = Normalization(config.pairs.window, config.pairs.lowest)
         self.resident: dict[str, Source] = {}
+        self.embedded: dict[str, list[EmbeddingMap]] = {}
         usable = [volume for volume in volumes if starts.aligned(volume)]
         self.volumes = {
             INTER: _groups(usable, lambda volume: volume.region, lambda volume: volume.subject),
@@ -177,11 +178,17 @@ class PairSource:
     def _embedded(self, volume: CachedVolume, voxels: Tensor) -> Embeddings:
         """The unit vectors of both maps at the crop, each on the grid of its stride."""
         assert self.store is not None
+        if volume.name not in self.embedded:
+            self.embedded[volume.name] = [kept.to(self.device) for kept in self.store.maps(volume)]
+        maps = self.embedded[volume.name]
+        if self.device.type == "cpu":
+            # Memory-mapped, and so kept by the system as far as there is room.
+            self.embedded.clear()
         found = []
-        for kept in self.store.maps(volume):
+        for kept in maps:
             natural = round(kept.stride * volume.spacing / self.config.pairs.spacing)
             stride = max(self.config.pairs.embedding_stride, natural)
-            values = sample_at(kept.data.to(self.device), kept.positions(coarsen(voxels, stride)))
+            values = sample_at(kept.data, kept.positions(coarsen(voxels, stride)))
             found.append(functional.normalize(values, dim=1))
         return found[0], found[1]
 

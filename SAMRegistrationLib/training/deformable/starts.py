@@ -14,7 +14,6 @@ import torch
 
 from ...errors import InputError
 from ...features.base import FeatureExtractor
-from ...image import Image
 from ...methods.problem import Problem
 from ...presets import load_preset
 from ...stages import run_stage
@@ -60,9 +59,16 @@ def centered_starts(volumes: list[CachedVolume]) -> Starts:
 
 
 def affine_starts(
-    volumes: list[CachedVolume], extractor: FeatureExtractor, folder: Path, say: Callable[[str], None] = print
+    volumes: list[CachedVolume],
+    extractor: FeatureExtractor,
+    folder: Path,
+    device: torch.device | str = "cpu",
+    say: Callable[[str], None] = print,
 ) -> Starts:
-    """Align every volume that the folder does not know yet to its region's first one, by the preset "affine"."""
+    """Align every volume that the folder does not know yet to its region's first one, by the preset "affine".
+
+    `device` is that of the extractor.
+    """
     path = folder / STARTS_FILE
     known = json.loads(path.read_text()) if path.is_file() else {}
     references: dict[str, tuple[CachedVolume, Problem]] = {}
@@ -70,7 +76,9 @@ def affine_starts(
         if volume.name in known:
             continue
         if volume.region not in references:
-            references[volume.region] = _reference(volume.region, volumes, known, extractor)
+            reference = _reference(volume.region, volumes, known)
+            image = image_of(reference, device)
+            references[volume.region] = reference, Problem(image, image, extractor)
         reference, problem = references[volume.region]
         matrix = np.eye(4) if reference.name == volume.name else _aligned(problem, volume)
         known[volume.name] = {"reference": reference.name, "matrix": None if matrix is None else matrix.tolist()}
@@ -84,21 +92,17 @@ def affine_starts(
     return Starts({name: None if matrix is None else np.asarray(matrix) for name, matrix in found.items()})
 
 
-def _reference(
-    region: str, volumes: list[CachedVolume], known: dict[str, dict[str, object]], extractor: FeatureExtractor
-) -> tuple[CachedVolume, Problem]:
+def _reference(region: str, volumes: list[CachedVolume], known: dict[str, dict[str, object]]) -> CachedVolume:
     """The volume that the others of a region are aligned to: the known ones' or the first."""
     members = {volume.name: volume for volume in volumes if volume.region == region}
     used = [str(known[name]["reference"]) for name in members if name in known]
-    reference = members[used[0]] if used and used[0] in members else next(iter(members.values()))
-    image = image_of(reference, "cpu")
-    return reference, Problem(image, image, extractor)
+    return members[used[0]] if used and used[0] in members else next(iter(members.values()))
 
 
 def _aligned(problem: Problem, volume: CachedVolume) -> Matrix | None:
     """The matrix from the reference's frame to the volume's; None if no matches tell it or it is not plausible."""
-    moving: Image = image_of(volume, "cpu")
-    problem.moving, problem.initial, problem.warnings = moving, AffineTransform(), []
+    problem.moving = image_of(volume, problem.device)
+    problem.initial, problem.warnings = AffineTransform(), []
     try:
         for stage in load_preset(AFFINE).stages:
             with torch.no_grad():
