@@ -206,8 +206,10 @@ def test_the_command_runs_a_suite_and_writes_everything(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="interrupts are sent as POSIX signals")
-@pytest.mark.parametrize("jobs", ["1", "2"])
-def test_an_interrupted_run_ends_its_methods_and_leaves_no_report_of_them(tmp_path: Path, jobs: str) -> None:
+@pytest.mark.parametrize(("jobs", "ended_by"), [("1", signal.SIGTERM), ("2", signal.SIGINT)])
+def test_an_interrupted_run_ends_its_methods_and_leaves_no_report_of_them(
+    tmp_path: Path, jobs: str, ended_by: signal.Signals
+) -> None:
     suite = write_suite(tmp_path, [method(tmp_path, "hanging")])
     command = [sys.executable, "-m", "SAMRegistrationLib", "benchmark", str(suite)]
     command += ["-o", str(tmp_path / "out"), "--jobs", jobs, "--threads", "1"]
@@ -216,7 +218,7 @@ def test_an_interrupted_run_ends_its_methods_and_leaves_no_report_of_them(tmp_pa
     ends = time.monotonic() + 120
     while not (waited_for.exists() and waited_for.read_text()) and time.monotonic() < ends:
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(ended_by)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "cancelled" in errors
     assert not is_running(int(waited_for.read_text()))

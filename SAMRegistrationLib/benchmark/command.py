@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,12 +82,30 @@ def run_benchmark(options: argparse.Namespace) -> int:
     if options.rescore:
         judge_all_again(run)
     elif not options.report_only:
-        unfinished = run_all(run)
+        with _ended_as_interrupted():
+            unfinished = run_all(run)
     report = write_outputs(run, options.markdown)
     if unfinished:
         print("\n".join([f"{len(unfinished)} did not end well:", *unfinished]))
     print(f"report: {report}")
     return 0
+
+
+@contextlib.contextmanager
+def _ended_as_interrupted() -> Iterator[None]:
+    """Take being ended for being interrupted, so that no method goes on alone."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run_of(options: argparse.Namespace) -> Run:
