@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from ..features.base import FeatureExtractor
+from ..features.base import FeatureExtractor, Features
 from ..grid import FloatArray, Grid
 from ..image import Image
 from ..matching import Consensus, FeatureIndex, match_structurally
@@ -56,7 +56,12 @@ class AlignedPointMatcher(PointMatcher):
         """The vectors of the moving volume as it lies under the map of the whole body."""
         moving = self.moving.image
         image = aligned_volume(moving, self.whole_body, covering_grid(moving, self.whole_body, self.fixed.image))
-        return EmbeddedVolume(image, self.extractor.extract(image)).index
+        return EmbeddedVolume(image, self._as_precise_as_fixed(self.extractor.extract(image))).index
+
+    def _as_precise_as_fixed(self, features: Features) -> Features:
+        """A worker keeps half precision where its extractor computes in full: only equals can be compared."""
+        precision, coarse = self.fixed.features.fine.data.dtype, features.coarse
+        return Features(features.fine.to(dtype=precision), None if coarse is None else coarse.to(dtype=precision))
 
     @cached_property
     def consensus(self) -> Consensus:
