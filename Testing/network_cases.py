@@ -29,7 +29,7 @@ class NetworkCase:
 
 U_NET = {"encoder": [8, 12, 12], "decoder": [12, 12, 12, 8]}
 RECURRENT = {
-    "steps": [2, 2, 1],
+    "steps": [2, 2, 2],
     "radii": [1, 1, 1],
     "features": 4,
     "hidden": 8,

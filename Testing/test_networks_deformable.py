@@ -152,6 +152,19 @@ def test_half_precision_gives_nearly_the_same_field_in_full_precision(network, o
     assert float((half - full).abs().mean()) < 0.05 * max(1.0, float(full.abs().mean()))
 
 
+def test_weights_of_half_precision_give_fields_of_full_precision(network, odd_pair):
+    inputs = odd_pair.inputs_of(network)
+    halved = tuple(
+        tuple(part.bfloat16() for part in value) if isinstance(value, tuple) else value.bfloat16()
+        for value in inputs
+    )
+    with torch.no_grad():
+        full = network(*inputs)[-1]
+        half = network.bfloat16()(*halved)[-1]
+    assert half.dtype == torch.float32
+    assert float((half - full).abs().mean()) < 0.1 * max(1.0, float(full.abs().mean()))
+
+
 def test_training_in_half_precision_reaches_every_parameter(network, odd_pair):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         fields = network(*odd_pair.inputs_of(network))

@@ -13,10 +13,12 @@ from torch.nn import functional
 from SAMRegistrationLib.image_io import read_image
 from SAMRegistrationLib.networks.fields import coarsen, warp
 
-SIZE = (24, 24, 24)
+SIZE = (20, 24, 24)
 MOTION = 2.0
 RATE = 5e-3
-ITERATIONS = 60
+ITERATIONS = 120
+ITERATIONS_PER_STAGE = 50
+ONE_PER_NETWORK = [name for name in CASES if name != "rwcnet, one resolution" and "u-net" not in name.split(", ")]
 
 
 def test_a_network_finds_the_deformation_of_smooth_noise():
@@ -26,11 +28,11 @@ def test_a_network_finds_the_deformation_of_smooth_noise():
 
 @pytest.mark.slow
 @pytest.mark.data
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_every_network_finds_the_deformation_of_a_real_volume(case, data_dir):
+@pytest.mark.parametrize("name", ONE_PER_NETWORK)
+def test_every_network_finds_the_deformation_of_a_real_volume(name, data_dir):
     pair = deformed_pair(chest(data_dir), MOTION)
     assert pair.error(torch.zeros_like(pair.truth)) > 1.5
-    assert error_after_learning(case, pair) < 1.0
+    assert error_after_learning(CASES[name], pair) < 1.0
 
 
 def chest(data_dir: Path) -> Tensor:
@@ -49,7 +51,7 @@ def error_after_learning(case: NetworkCase, pair: Pair) -> float:
         network.use_stages(stage)
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=RATE)
-        for _ in range(ITERATIONS):
+        for _ in range(ITERATIONS if network.stages == 1 else ITERATIONS_PER_STAGE):
             field = network(*pair.inputs_of(network))[-1 if stage == network.stages - 1 else stage]
             optimizer.zero_grad()
             dissimilarity(pair, field).backward()
@@ -62,4 +64,4 @@ def dissimilarity(pair: Pair, field: Tensor) -> Tensor:
     stride = round(pair.fixed.shape[2] / field.shape[2])
     fixed, moving = coarsen(pair.fixed, stride), coarsen(pair.moving, stride)
     roughness = sum(field.diff(dim=axis).square().mean() for axis in (2, 3, 4))
-    return 20.0 * functional.mse_loss(warp(moving, field), fixed) + 0.01 * roughness
+    return 20.0 * functional.mse_loss(warp(moving, field), fixed) + 0.1 * roughness

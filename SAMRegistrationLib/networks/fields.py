@@ -40,10 +40,9 @@ def warp(volume: Tensor, field: Tensor) -> Tensor:
     positions = identity_positions(field.shape[2:], field.device) + field.float()
     sizes = positions.new_tensor([volume.shape[4], volume.shape[3], volume.shape[2]]).view(1, 3, 1, 1, 1)
     cube = ((2.0 * positions + 1.0) / sizes - 1.0).permute(0, 2, 3, 4, 1)
-    with torch.autocast(volume.device.type, enabled=False):
-        values = functional.grid_sample(
-            volume.float(), cube, mode="bilinear", padding_mode="border", align_corners=False
-        )
+    values = functional.grid_sample(
+        volume.float(), cube, mode="bilinear", padding_mode="border", align_corners=False
+    )
     return values.to(volume.dtype)
 
 
@@ -86,7 +85,13 @@ def coarsen(volume: Tensor, stride: int) -> Tensor:
     """A (B, C, z, y, x) volume on the grid of that stride: the mean of what each coarse voxel covers."""
     if stride == 1:
         return volume
-    return functional.avg_pool3d(pad_to_multiple(volume, stride), stride)
+    return average(pad_to_multiple(volume, stride), stride, stride)
+
+
+def average(volume: Tensor, size: int, stride: int = 1, padding: int = 0) -> Tensor:
+    """The mean over cubes, without what lies outside, in the volume's type; CPUs only have it for float32."""
+    pooled = functional.avg_pool3d(volume.float(), size, stride, padding, count_include_pad=False)
+    return pooled.to(volume.dtype)
 
 
 def enlarge(volume: Tensor, stride: int, shape: Sequence[int]) -> Tensor:

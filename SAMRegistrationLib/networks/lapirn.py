@@ -7,13 +7,14 @@ extent between its outermost voxel centers, as the published weights want it; `L
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .deformable_network import DeformableNetwork, Embeddings
-from .fields import SQUARINGS, crop, integrate_velocity, pad_to_multiple, strided_shape, warp
+from .fields import SQUARINGS, average, crop, integrate_velocity, pad_to_multiple, strided_shape, warp
 
 WIDTH = 28
 LARGEST_STEP = 0.4
@@ -85,7 +86,7 @@ class LapIRN(DeformableNetwork):
             inputs = [moving_here, fixed_here]
             if prediction is not None and field is not None:
                 prediction, field = _doubled(prediction), _doubled(field)
-                inputs = [warp(moving_here, _in_voxels(field)), fixed_here, prediction]
+                inputs = [warp(moving_here, _in_voxels(field)), fixed_here, prediction.to(fixed_here.dtype)]
             step, context = self.levels[level](torch.cat(inputs, dim=1), context)
             prediction = step if prediction is None else prediction + step
             field = self._integrated(prediction) if self.diffeomorphic else prediction
@@ -133,8 +134,8 @@ class PyramidLevel(nn.Module):
         if context is not None:
             coarse = coarse + context
         features = self.up(self.blocks(coarse))
-        step = functional.softsign(self.output(torch.cat((features, fine), dim=1)).float())
-        return step * self.largest_step, features
+        joined = _convolution_of_both(self.output[0], features, fine)
+        return functional.softsign(self.output[1:](joined).float()) * self.largest_step, features
 
 
 class PreactivatedBlock(nn.Module):
@@ -185,8 +186,7 @@ def _pyramid(pair: Tensor) -> list[Tensor]:
     """The pair (B, 2, z, y, x) at strides 4, 2 and 1."""
     levels = [pair]
     for _ in range(2):
-        coarser = functional.avg_pool3d(levels[0], 3, stride=2, padding=1, count_include_pad=False)
-        levels.insert(0, coarser)
+        levels.insert(0, average(levels[0], 3, stride=2, padding=1))
     return levels
 
 
@@ -209,5 +209,13 @@ def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv3d:
     return nn.Conv3d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
 
 
+def _convolution_of_both(convolution: nn.Module, first: Tensor, second: Tensor) -> Tensor:
+    """The convolution of both inputs one after the other, without a copy of them that is as large as both."""
+    weights = cast(Tensor, convolution.weight).split((first.shape[1], second.shape[1]), dim=1)
+    result = functional.conv3d(first, weights[0], padding=1)
+    result += functional.conv3d(second, weights[1], padding=1)
+    return result
+
+
 def _leaky() -> nn.LeakyReLU:
-    return nn.LeakyReLU(SLOPE)
+    return nn.LeakyReLU(SLOPE, inplace=True)

@@ -10,6 +10,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from .correlation import feature_differences
+from .fields import average
 from .patches import Patch, part_of, patches
 from .voxelmorph import flow_convolution
 
@@ -128,16 +129,19 @@ class MotionEncoder(nn.Module):
     def __init__(self, evidence: int, *, smooth: bool) -> None:
         super().__init__()
         self.projection = nn.Conv3d(evidence, 8, 1)
-        self.average = nn.AvgPool3d(3, stride=1, padding=1, count_include_pad=False) if smooth else nn.Identity()
+        self.smooth = smooth
         self.evidence = _rectified_convolution(8, 8, 3)
         self.field = nn.Sequential(_rectified_convolution(3, 4, 7), _rectified_convolution(4, 8, 3))
         self.merge = _rectified_convolution(16, MOTION_CHANNELS - 3, 3)
 
     def forward(self, evidence: Tensor, field: Tensor) -> Tensor:
         """(B, 16, z, y, x) from evidence (B, C, z, y, x) and a field (B, 3, z, y, x)."""
-        evidence = self.evidence(functional.relu(self.average(self.projection(evidence)), inplace=True))
-        merged = self.merge(torch.cat((evidence, self.field(field)), dim=1))
-        return torch.cat((merged, field.to(merged.dtype)), dim=1)
+        evidence = self.projection(evidence)
+        if self.smooth:
+            evidence = average(evidence, 3, padding=1)
+        evidence = self.evidence(functional.relu(evidence, inplace=True))
+        field = field.to(evidence.dtype)
+        return torch.cat((self.merge(torch.cat((evidence, self.field(field)), dim=1)), field), dim=1)
 
 
 class ConvolutionalGRU(nn.Module):
