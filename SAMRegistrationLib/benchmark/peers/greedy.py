@@ -2,8 +2,9 @@
 
 Setting (`stages`): as its documentation advises: rigid, then affine, with normalized cross-correlation (radius 2
 voxels) where contrasts agree and mutual information where they differ, 100 x 50 x 20 iterations; then deformation
-with the same metric, 100 x 50 x 20 iterations, gradients smoothed by 2 voxels and the field by 0.7 voxels. Samples
-are not jittered, which it would do from the clock, so that the same call gives the same result.
+with the same metric, 100 x 50 x 20 iterations, gradients smoothed by 2 voxels and the field by 0.7 voxels. Its
+noise and its jittered samples take the seed, and fields are written as they are instead of rounded to 0.1
+voxels.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ def register(task: Task) -> Outcome:
     warp = task.folder / "warp.nii.gz"
     np.savetxt(begin, to_ras(task.begin), fmt="%.12g")
     metric = "NCC 2x2x2" if task.same_contrast else "NMI"
-    common = f"-d 3 -threads {task.threads} -i {fixed} {moving} -n {ITERATIONS} -m {metric}"
+    # The seed 0 would be the clock.
+    seed = task.seed % 2**31 + 1
+    common = f"-d 3 -threads {task.threads} -seed {seed} -i {fixed} {moving} -n {ITERATIONS} -m {metric}"
     greedy, seconds = Greedy3D(), {}
     if "affine" in stages and task.start is None:
         began = time.perf_counter()
-        greedy.execute(f"{common} -a -jitter 0 -dof 6 -ia {begin} -o {rigid}")
-        greedy.execute(f"{common} -a -jitter 0 -dof 12 -ia {rigid} -o {affine}")
+        greedy.execute(f"{common} -a -dof 6 -ia {begin} -o {rigid}")
+        greedy.execute(f"{common} -a -dof 12 -ia {rigid} -o {affine}")
         seconds["affine"] = time.perf_counter() - began
     else:
         affine = begin
@@ -52,7 +55,7 @@ def register(task: Task) -> Outcome:
     if "deformable" not in stages:
         return Outcome((matrix,), seconds, settings)
     began = time.perf_counter()
-    greedy.execute(f"{common} -s {SMOOTHING} -it {affine} -o {warp}")
+    greedy.execute(f"{common} -wp 0 -s {SMOOTHING} -it {affine} -o {warp}")
     seconds["deformable"] = time.perf_counter() - began
     return Outcome((warp, matrix), seconds, settings)
 
