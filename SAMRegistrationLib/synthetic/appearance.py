@@ -46,12 +46,15 @@ def shading(image: Image, seed: int, strength_hu: float = 120.0, scale_mm: float
     Args:
         image: a CT.
         seed: decides where the blotches lie.
-        strength_hu: depth of the cup, and twice the largest blotch.
+        strength_hu: difference of the cup's middle and rim, and twice the largest blotch; the body's mean stays.
         scale_mm: standard deviation of the Gaussian that the blotches are smoothed with.
     """
-    body = (image.tensor() > -500).to(image.data.dtype)
-    cup = smooth(body, [scale_mm / own for own in image.grid.spacing])
-    share = body * (-cup / cup.max() + 0.5 * _smooth_map(image, seed, scale_mm))
+    body = image.tensor() > -500
+    cup = smooth(body.to(image.data.dtype), [scale_mm / own for own in image.grid.spacing])
+    deep, shallow = (torch.quantile(cup[body][::16], share) for share in (0.98, 0.02))
+    blotches = _smooth_map(image, seed, scale_mm)
+    change = (cup[body].mean() - cup) / (deep - shallow).clamp(min=1e-6) + 0.5 * (blotches - blotches[body].mean())
+    share = body * change
     return _changed(image, strength_hu * smooth(share, [1.0] * 3))
 
 

@@ -13,8 +13,10 @@ METAL_HU = 3071.0
 TISSUE_HU = -200.0
 
 _VIEWS = 120
-_SATURATION_MM = 15.0
-_METAL_CONTRAST_HU = 8000.0
+_SATURATION_MM = 8.0
+_METAL_CONTRAST_HU = 15000.0
+_DENSE_SHARE = 0.96
+_REACH = 10.0
 _WORKING_SIZE = 160
 
 
@@ -44,16 +46,18 @@ def streaks(image: Image, seed: int, inserts: int = 3, radius_mm: float = 5.0) -
 
 
 def _metal(image: Image, random: np.random.Generator, inserts: int, radius_mm: float) -> Tensor:
-    """(z, y, x) bool."""
-    dense = torch.nonzero(image.data > max(TISSUE_HU, float(torch.quantile(image.data[::2, ::2, ::2], 0.98))))
-    first = image.grid.to_world(dense[int(random.integers(len(dense)))].flip(0).numpy())
-    metal = torch.zeros(image.grid.shape, dtype=torch.bool)
+    """(z, y, x) bool: balls at dense places, all within reach of the first one and about as high."""
+    limit = max(TISSUE_HU, float(torch.quantile(image.data[::2, ::2, ::2], _DENSE_SHARE)))
+    places = image.grid.to_world(torch.nonzero(image.data > limit).flip(1).numpy())
+    first = places[int(random.integers(len(places)))]
+    apart = np.abs(places - first)
+    near = places[(np.hypot(apart[:, 0], apart[:, 1]) < _REACH * radius_mm) & (apart[:, 2] < radius_mm)]
     axes = [torch.from_numpy(np.arange(n) * s) for n, s in zip(image.grid.size, image.grid.spacing, strict=True)]
-    for _ in range(inserts):
-        x, y, z = image.grid.to_voxel(first) * image.grid.spacing
+    metal = torch.zeros(image.grid.shape, dtype=torch.bool)
+    for place in [first, *near[random.integers(len(near), size=inserts - 1)]]:
+        x, y, z = image.grid.to_voxel(place) * image.grid.spacing
         squared = (axes[2] - z)[:, None, None] ** 2 + (axes[1] - y)[:, None] ** 2 + (axes[0] - x) ** 2
         metal |= squared < radius_mm**2
-        first = first + random.normal(size=3) * (6 * radius_mm, 6 * radius_mm, radius_mm)
     return metal & (image.data > TISSUE_HU)
 
 
