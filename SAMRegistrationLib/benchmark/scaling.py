@@ -60,14 +60,21 @@ def run_scaling(options: argparse.Namespace) -> int:
         sides = sorted({int(side) for side in options.sides.split(",")})
     except ValueError:
         raise UsageError(f"--sides needs whole numbers, not {options.sides!r}") from None
-    rows = [row for side in sides for row in _in_own_process(options, side)]
-    if options.output:
-        with options.output.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, _COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+    rows: list[dict[str, Any]] = []
+    for side in sides:
+        rows += _in_own_process(options, side)
+        if options.output:
+            _write(rows, options.output)
     print(table(rows))
     return 0
+
+
+def _write(rows: Sequence[dict[str, Any]], output: Path) -> None:
+    """The table as CSV, anew after every size: large ones may take too long."""
+    with output.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
