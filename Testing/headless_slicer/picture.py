@@ -1,6 +1,6 @@
 """Draw the panel after a registration and a refinement of the sample pair, for the README.
 
-python -m Testing.headless_slicer.picture Resources/Screenshots/panel.png
+python -m Testing.headless_slicer.picture Resources/Screenshots/panel.png [PRESET [VOXEL SIZE IN MM]]
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 WIDTH, HEIGHT = 500, 1760
+SECONDS = 1500
 PLACES = {"carina": (0.5, 0.5, 0.45), "right lung": (0.32, 0.45, 0.5), "skin": (0.02, 0.5, 0.5)}
 """Points to be found, as shares of the fixed volume's box."""
 
 
-def main(path: str, preset: str = "message-passing") -> None:
+def main(path: str, preset: str = "message-passing", spacing: str = "") -> None:
     """Register, match and refine the sample pair by the panel, and save what it looks like then."""
     from headless_slicer.application import start_slicer
     from headless_slicer.fixtures import add_image, make_module_importable
@@ -29,15 +30,16 @@ def main(path: str, preset: str = "message-passing") -> None:
     slicer = start_slicer()
     make_module_importable()
     for name, title in ((FIXED, "SAMRegistrationFixed"), (MOVING, "SAMRegistrationMoving")):
-        add_image(slicer, read_image(SAMPLE_FOLDER / f"{name}.nii.gz"), title)
+        image = read_image(SAMPLE_FOLDER / f"{name}.nii.gz")
+        add_image(slicer, image.resampled(image.grid.resampled(float(spacing))) if spacing else image, title)
     widget = make_panel()
     ui = widget.ui
     ui.presetComboBox.setCurrentIndex(ui.presetComboBox.findText(preset))
     ui.environmentCollapsibleButton.setCollapsed(False)
     ui.checkEnvironmentButton.click()
-    process_until(lambda: "computes" in ui.environmentLabel.text, 300)
+    process_until(lambda: "computes" in ui.environmentLabel.text, SECONDS)
     ui.applyButton.click()
-    process_until(lambda: widget.panel.apply.job is None, 600)
+    process_until(lambda: widget.panel.apply.job is None, SECONDS)
     _match_points(widget)
     _refine_box(widget)
     ui.modelsTable.setMaximumHeight(70)
@@ -54,7 +56,7 @@ def _match_points(widget: Any) -> None:
     points = widget.panel.points
     for label, shares in PLACES.items():
         widget.logic.getParameterNode().fixedPoints.AddControlPoint(*_place(widget, shares), label)
-    process_until(lambda: len(points._points.pairs) == len(PLACES) and points._job is None, 600)
+    process_until(lambda: len(points._points.pairs) == len(PLACES) and points._job is None, SECONDS)
     widget.ui.pointsTable.resizeColumnsToContents()
 
 
@@ -72,7 +74,7 @@ def _refine_box(widget: Any) -> None:
     ui.addBoxButton.click()
     ui.iterationsSpinBox.setValue(100)
     ui.refineButton.click()
-    process_until(lambda: widget.panel.refine._job is None, 600)
+    process_until(lambda: widget.panel.refine._job is None, SECONDS)
     ui.historyTable.resizeColumnsToContents()
 
 
