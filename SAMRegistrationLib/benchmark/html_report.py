@@ -92,7 +92,8 @@ def _worst_cases(results: Results, column: Column) -> Iterator[str]:
     """The pairs on which the reference does worst, as it and the best others answer them."""
     methods = methods_of(results)
     judged = REFERENCE if REFERENCE in methods else methods[-1]
-    values = values_of(results, judged, column)
+    pictured = {result.pair for result in results if result.done and result.slices}
+    values = {p: value for p, value in values_of(results, judged, column).items() if p in pictured}
     worst = sorted(values, key=lambda pair: values[pair], reverse=not column.higher_is_better)[:WORST_PAIRS]
     if worst:
         yield f"<h3>Worst cases of <code>{escape(judged)}</code></h3>"

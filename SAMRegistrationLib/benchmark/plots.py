@@ -72,6 +72,10 @@ def accuracy_over_time(results: Results, column: Column, seed: int) -> str:
         if not values or not seconds:
             continue
         mean = bootstrap_mean(values, seed)
+        if method == "initial":
+            axes.axhline(mean.mean, color="0.6", ls="--", lw=1, label="before registration")
+            axes.legend(fontsize=7, frameon=False)
+            continue
         x = max(float(np.median(seconds)), 0.01)
         axes.errorbar(
             x,

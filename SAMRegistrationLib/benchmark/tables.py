@@ -101,8 +101,10 @@ def summary(results: Results) -> str:
 
 def stage_table(results: Results) -> str:
     """Median seconds of every stage, for methods that tell; empty where none does."""
-    stages = list(dict.fromkeys(stage for result in results for stage in result.report.get("stages", {})))
     telling = [result for result in results if result.report.get("stages")]
+    # Whoever has most stages knows their order.
+    by_length = sorted(telling, key=lambda result: -len(result.report["stages"]))
+    stages = list(dict.fromkeys(stage for result in by_length for stage in result.report["stages"]))
 
     def of_stage(stage: str) -> Cell:
         return lambda rows: number((row.report["stages"].get(stage, math.nan) for row in rows), np.median, 1)
