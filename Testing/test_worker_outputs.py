@@ -23,6 +23,7 @@ from SAMRegistrationLib import (
     write_image,
 )
 from SAMRegistrationLib.errors import Cancelled, InputError, NotEnoughMemoryError, UsageError
+from SAMRegistrationLib.image_io import read_image
 from SAMRegistrationLib.transforms import ItkTransform, Transform
 from SAMRegistrationLib.worker.cache import BoundedCache, DeviceCaches
 from SAMRegistrationLib.worker.dispatch import MEMORY_HINT, Task, checked_arguments, told
@@ -363,6 +364,31 @@ def test_matching_refuses_what_cannot_be_matched(files: dict[str, str]) -> None:
     for points in ([], [[0, 0]], [["a", 0, 0]], [[float("nan"), 0, 0]]):
         with pytest.raises(UsageError, match="points must be"):
             match(task(), **files, points=points)
+
+
+def test_a_heat_map_is_a_volume_on_the_moving_grid(files: dict[str, str], tmp_path: Path) -> None:
+    heat_map = Jobs(cache_bytes=10**8).handlers["heat_map"]
+    output = tmp_path / "heat.nrrd"
+    told = heat_map(task(), **files, point=[0.0, 0.0, 0.0], output=str(output))
+    heat = read_image(output)
+    assert heat.grid.isclose(read_image(files["moving"]).grid)
+    assert told["highest"] == pytest.approx(float(heat.data.max()), abs=1e-4) and told["highest"] <= 1.001
+    voxel = np.rint(heat.grid.to_voxel(told["peak"])).astype(int)
+    assert float(heat.data[tuple(voxel[::-1])]) == pytest.approx(told["highest"], abs=1e-4)
+    with pytest.raises(InputError, match="outside the fixed volume"):
+        heat_map(task(), **files, point=[900.0, 0.0, 0.0], output=str(output))
+    with pytest.raises(UsageError, match="points must be"):
+        heat_map(task(), **files, point=[0.0, 0.0], output=str(output))
+
+
+def test_every_point_is_answered_with_its_doubts(files: dict[str, str]) -> None:
+    match = Jobs(cache_bytes=10**8).handlers["match"]
+    found = match(task(), **files, points=[[0, 0, 0], [900, 0, 0]])
+    assert found["method"] == "sam" and np.isfinite(found["matched"]).all()
+    assert {name: len(found[name]) for name in ("score", "support", "cycle_mm", "reason")} == dict.fromkeys(
+        ("score", "support", "cycle_mm", "reason"), 2
+    )
+    assert "outside the fixed volume" in found["reason"][1] and found["score"][1] == 0
 
 
 def test_a_missing_gpu_is_told_in_the_report(files: dict[str, str], tmp_path: Path) -> None:

@@ -26,6 +26,9 @@ from .quiz import QuizPointMatcher
 from .sam_affine import LARGE_TURN_DEGREES, aligned_volume, turn_degrees
 
 _LARGE_RESIZING = 1.15
+_SURE_SHARE = 0.6
+"""Of the matches all over the body; where so many agree on a map, it is about right."""
+
 _AGREEING_MM = 40.0
 """Mean distance of the fixed volume's corners under two maps that say the same."""
 
@@ -60,8 +63,9 @@ class JointPointMatcher(AlignedPointMatcher):
         proposed = self._best(proposals)
         if not _moves_much(proposed) and self._agree(proposals):
             return proposed
-        # Of two maps that contradict each other the wrong one can be the more alike until both are improved.
-        proposed = self._best([proposed, self._judge.improve(proposals, Model.AFFINE).transform])
+        if not (proposed is self.by_embedding.whole_body and self._embedding_is_sure):
+            # Of two maps that contradict each other the wrong one can be the more alike until both are improved.
+            proposed = self._best([proposed, self._judge.improve(proposals, Model.AFFINE).transform])
         moving = self.moving.image
         upright = aligned_volume(moving, proposed, covering_grid(moving, proposed, self.fixed.image))
         volume = EmbeddedVolume(upright, self.extractor.extract(upright))
@@ -77,6 +81,11 @@ class JointPointMatcher(AlignedPointMatcher):
     def _judge(self) -> IntensityAligner:
         prepared = PreparedImage.of(self.fixed.image, None), PreparedImage.of(self.moving.image, None)
         return IntensityAligner(*prepared, self.seed)
+
+    @property
+    def _embedding_is_sure(self) -> bool:
+        fit = self.by_embedding.body_fit
+        return fit is not None and float(fit.inliers.mean()) >= _SURE_SHARE
 
     def _agree(self, maps: list[AffineTransform]) -> bool:
         corners = self.fixed.image.grid.corners()

@@ -108,7 +108,8 @@ class Matchings:
         require_writable_folder(file.parent)
         notes: list[str] = []
         target = usable_device(device, allow_cpu, notes.append)
-        matcher = self._matcher(task, (Path(fixed), Path(moving)), "sam", model, target, EmbeddingCounts())
+        extractor = self._extractor(model, target, EmbeddingCounts())
+        matcher = PointMatcher(*self._volumes(task, (Path(fixed), Path(moving)), extractor, target))
         if not matcher.fixed.image.grid.contains(position):
             raise InputError("the point lies outside the fixed volume, where nothing is known of it")
         with torch.inference_mode():
@@ -134,35 +135,49 @@ class Matchings:
         counts: EmbeddingCounts,
     ) -> PointMatcher:
         """The matcher of a pair, prepared; from the cache if it was asked for before."""
-        extractor = self._store.extractors(counts)(model, device)
-        require_embeddings(extractor)
+        extractor = self._extractor(model, device, counts)
         key = ("matcher", method, extractor.name, str(device), *(file_identity(file) for file in files))
         cache = self._caches.of(device)
         known: PointMatcher | None = cache.get(key)
         if known is not None:
             return known
+        volumes = self._volumes(task, files, extractor, device)
         with torch.inference_mode(False), torch.no_grad():
-            matcher = point_matcher(method, *self._embedded(task, files, extractor, device), extractor)
+            matcher = point_matcher(method, *volumes, extractor)
             task.progress("index", 0.8)
             matcher.prepare()
-        size = sum(_bytes_of(index) for index in matcher.indices)
-        cache.put(key, matcher, size, f"{extractor.name} index of {files[0].name} and {files[1].name}, {method}")
+        own = [index for index in matcher.indices if index not in (volumes[0].index, volumes[1].index)]
+        size = sum(_bytes_of(index) for index in own)
+        cache.put(key, matcher, size, f"{method} matching of {files[0].name} and {files[1].name}")
         return matcher
 
-    def _embedded(
+    def _extractor(self, model: str, device: torch.device, counts: EmbeddingCounts) -> FeatureExtractor:
+        extractor = self._store.extractors(counts)(model, device)
+        require_embeddings(extractor)
+        return extractor
+
+    def _volumes(
         self, task: Task, files: tuple[Path, Path], extractor: FeatureExtractor, device: torch.device
     ) -> tuple[EmbeddedVolume, EmbeddedVolume]:
-        """Both volumes, prepared as for a registration, so that embeddings are shared with those."""
+        """Both volumes, prepared as for a registration, so that embeddings are shared with those, and indexed."""
+        key = ("volumes", extractor.name, str(device), *(file_identity(file) for file in files))
+        cache = self._caches.of(device)
+        known: tuple[EmbeddedVolume, EmbeddedVolume] | None = cache.get(key)
+        if known is not None:
+            return known
         task.progress("read", 0.0)
-        volumes = read_image(files[0]), read_image(files[1])
+        images = read_image(files[0]), read_image(files[1])
         task.progress("embed", 0.2)
-        problem = prepare(extractor, volumes, _WORKING_SPACING_MM, device)
+        problem = prepare(extractor, images, _WORKING_SPACING_MM, device)
         fixed_features = problem.features_of(problem.fixed.tensor())
         task.progress("embed", 0.5)
         moving_features = extractor.extract(problem.moving)
-        return EmbeddedVolume(volumes[0], _halved(fixed_features)), EmbeddedVolume(
-            volumes[1], _halved(moving_features)
-        )
+        with torch.inference_mode(False), torch.no_grad():
+            fixed = EmbeddedVolume(images[0], _halved(fixed_features))
+            moving = EmbeddedVolume(images[1], _halved(moving_features))
+            size = _bytes_of(fixed.index) + _bytes_of(moving.index)
+        cache.put(key, (fixed, moving), size, f"{extractor.name} index of {files[0].name} and {files[1].name}")
+        return fixed, moving
 
 
 def file_identity(path: Path) -> tuple[Any, ...]:

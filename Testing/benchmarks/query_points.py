@@ -234,7 +234,7 @@ def peer_affine(pair: Pair, method: Method) -> AffineTransform | None:
 
 
 def pairs_of(data: Path, split: Path) -> Iterator[tuple[str, Callable[[], Pair]]]:
-    """Names of all pairs and how to make them."""
+    """Names of all pairs and how to make them, both kinds in turn."""
     items = {item["name"]: item for item in json.loads((data / "manifest.json").read_text())["items"]}
     held_out = json.loads(split.read_text())
     people = [name for name in held_out["validation"] if name in items]
@@ -242,8 +242,9 @@ def pairs_of(data: Path, split: Path) -> Iterator[tuple[str, Callable[[], Pair]]
     for index, name in enumerate([*people, *trunk]):
         file = data / items[name]["file"]
         yield f"{name}_self", lambda n=name, f=file, i=index: self_pair(n, read_image(f, "CT"), i)
-    for first, second in zip(people, [*people[1:], people[0]], strict=True):
-        yield f"{first}_{second}", lambda a=first, b=second: inter_pair(items[a], items[b], data)
+        if index < len(people):
+            other = people[(index + 1) % len(people)]
+            yield f"{name}_{other}", lambda a=name, b=other: inter_pair(items[a], items[b], data)
 
 
 def main() -> None:
