@@ -9,6 +9,7 @@ from torch.nn import functional
 from ..errors import InputError
 from ..models.deformable import DeformableModel, embeddings_for, find_deformable, load_deformable
 from ..networks.deformable import Embeddings
+from ..solvers.folding import remove_folds
 from .problem import Problem, TrainedObjective, at_shape
 
 
@@ -26,7 +27,7 @@ def learned(problem: Problem, *, network: str, model: str | None = None, passes:
 
     Returns:
         (1, 3, z, y, x) in voxels of the network's grid over the working grid's box, or of the existing
-        displacement's where that is finer.
+        displacement's where that is finer; without folds.
 
     Raises:
         UsageError: if no model of the architecture is installed.
@@ -47,7 +48,7 @@ def learned(problem: Problem, *, network: str, model: str | None = None, passes:
     problem.trained = TrainedObjective(_losses_with(loaded, problem), loaded.normalization)
     problem.details["learned"] = {"model": loaded.name, "spacing": loaded.spacing, "shape": list(shape)}
     assert found is not None
-    return found
+    return remove_folds(found)
 
 
 def _require_features(loaded: DeformableModel, problem: Problem) -> None:
