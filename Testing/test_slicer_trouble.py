@@ -169,7 +169,7 @@ def test_a_result_that_cannot_be_read_changes_nothing(
 
 
 def test_a_worker_that_cannot_be_started_is_told(volumes: tuple[Any, Any], make_logic: Callable[..., Any]) -> None:
-    from SAMRegistrationModule.RegistrationLogic import RegistrationFailed
+    from SAMRegistrationModule.JobRunner import RegistrationFailed
 
     logic = make_logic(makeTransport=transport_of(["/no/such/python"]))
     with pytest.raises(RegistrationFailed, match="cannot be reached"):
