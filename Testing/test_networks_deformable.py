@@ -133,6 +133,7 @@ def test_the_exported_network_computes_the_same(network, odd_pair):
             torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_the_traced_network_computes_the_same_for_other_volumes(network, odd_pair):
     other = textured_pair(ODD_SIZE, seed=5).inputs_of(network)
