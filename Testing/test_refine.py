@@ -23,7 +23,7 @@ from SAMRegistrationLib import (
 )
 from SAMRegistrationLib.errors import Cancelled, InputError, UsageError
 from SAMRegistrationLib.field import displacement_on
-from SAMRegistrationLib.models.deformable import DeformableModel
+from SAMRegistrationLib.models.deformable import DeformableModel, Normalization
 from SAMRegistrationLib.networks.deformable import build_deformable_network
 from SAMRegistrationLib.pipeline import OUTPUTS
 from SAMRegistrationLib.refinement.refine import RefinementResult
@@ -159,6 +159,15 @@ def test_landmarks_alone_are_met_and_points_between_them_get_better(pair: tuple[
     np.testing.assert_array_equal(result.transform.transform_points(far), ACCEPTED.transform_points(far))  # type: ignore[attr-defined]
 
 
+def test_a_landmark_that_is_far_off_is_followed_without_folding(pair: tuple[Image, Image]) -> None:
+    away = AffineTransform.translation((0.0, 0.0, 14.0))
+    pairs = LandmarkPairs(CENTER[None], ACCEPTED.transform_points(CENTER[None]))
+    result = refine(away, *pair, points=pairs, device="cpu", iterations=60)
+    assert pairs.errors(away)[0] > 10 > 2.5 > pairs.errors(result.transform)[0]
+    (step,) = result.report["details"]["refinement"]["steps"]
+    assert step["folded_voxels"]["after"] == 0
+
+
 def test_exact_landmarks_are_met_whatever_the_volumes_show(pair: tuple[Image, Image]) -> None:
     points = landmark_points()
     wanted = truth(points) + np.array([1.5, -1.0, 1.0])
@@ -190,9 +199,8 @@ def test_a_pair_that_contradicts_the_rest_is_named(pair: tuple[Image, Image]) ->
 
 def model() -> DeformableModel:
     torch.manual_seed(3)
-    return DeformableModel(
-        "tiny", build_deformable_network("residual-u-net", {"channels": [8, 8]}), 3.0, (-1000, 1000), None
-    )
+    network = build_deformable_network("residual-u-net", {"channels": [8, 8]})
+    return DeformableModel("tiny", network, 3.0, Normalization((-1000, 1000)), None)
 
 
 def test_the_weights_of_a_network_are_unknowns_as_published(pair: tuple[Image, Image]) -> None:

@@ -110,7 +110,8 @@ def region_pair(
         InputError: if there is no such place, or nothing is to be seen there.
     """
     fixed_values = _on_grid(fixed, grid)
-    field = displacement_on(accepted, grid, device)
+    # Accepted maps lie on the CPU, whatever the device is.
+    field = displacement_on(accepted, grid).to(device)
     moving_values = field.warp(_not_finer(moving, grid).to(device), default=float("nan")).data
     fixed_values = fixed_values.to(device)
     counted = inside.to(device) & ~torch.isnan(fixed_values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn import functional
 from ..errors import RegistrationError
 from ..field import DisplacementField, displacement_on
 from ..grid import Grid
-from ..sampling import Outside, voxel_mesh
+from ..sampling import voxel_mesh
 from ..solvers.filters import smooth
 from ..solvers.folding import remove_folds
 from ..solvers.ops import smallest_corner_determinant
@@ -138,29 +139,24 @@ def merged(transform: Transform, fixed: Grid) -> Transform:
         return transform
     grid = _common_grid([field.grid for field in leading], fixed)
     total = displacement_on(CompositeTransform(leading), grid)
-    return CompositeTransform([_continued(total, leading), *parts[len(leading) :]])
-
-
-def _continued(total: DisplacementField, leading: list[DisplacementField]) -> DisplacementField:
-    """The field with its outermost voxels continued where the covering field ended there."""
-    last = leading[-1]
-    return total if last.grid.contains(total.grid.corners()).all() else total.resampled(total.grid, Outside.EDGE)
+    return CompositeTransform([total, *parts[len(leading) :]])
 
 
 def _common_grid(grids: list[Grid], fixed: Grid) -> Grid:
     finest = max(min(min(grid.spacing) for grid in grids), min(fixed.spacing))
     covering = [grid for grid in grids if _covers(grid, fixed)]
-    if not covering:
-        return fixed.resampled([max(own, finest) for own in fixed.spacing]).padded(1)
-    base = covering[-1]
-    # Whole divisions keep every voxel of the base, between which its field is linear: nothing is lost.
-    steps = [
-        max(1, math.ceil(own / max(finest, limit) - 1e-6))
-        for own, limit in zip(base.spacing, fixed.spacing, strict=True)
-    ]
-    size = [(n - 1) * step + 1 for n, step in zip(base.size, steps, strict=True)]
-    matrix = base.voxel_to_world @ np.diag([*(1 / np.asarray(steps)), 1])
-    return Grid.from_voxel_to_world(size, matrix)
+    if covering:
+        divided = _divided(covering[-1], [max(finest, limit) for limit in fixed.spacing])
+        if _covers(divided, fixed):
+            return divided
+    return fixed.resampled([max(own, finest) for own in fixed.spacing]).padded(1)
+
+
+def _divided(grid: Grid, spacing: Sequence[float]) -> Grid:
+    """The grid with further voxels between its own, which it keeps: a field that is linear there loses nothing."""
+    steps = [max(1, math.ceil(own / wanted - 1e-6)) for own, wanted in zip(grid.spacing, spacing, strict=True)]
+    size = [(n - 1) * step + 1 for n, step in zip(grid.size, steps, strict=True)]
+    return Grid.from_voxel_to_world(size, grid.voxel_to_world @ np.diag([*(1 / np.asarray(steps)), 1]))
 
 
 def _covers(grid: Grid, fixed: Grid) -> bool:

@@ -16,11 +16,12 @@ from ..solvers.region import Level
 from ..solvers.terms import FieldState, sample_field
 
 REACH_MM = 40.0
-"""Without a box, a landmark has an effect up to this distance."""
+"""Without a box, a landmark has an effect up to this distance, or further if it is far off."""
 
 _BALL_MM = 10.0
 _TRUSTED = 3.0
 _COUNTED = 0.5
+_REACH_PER_LENGTH = 5.0
 
 
 @dataclass
@@ -73,12 +74,17 @@ class LandmarkTerm:
         return self.share * cost.sum()
 
 
-def box_around(points: FloatArray, reach: float = REACH_MM) -> RegionOfInterest:
+def reach_for(corrections: FloatArray) -> float:
+    """How far landmarks must have an effect for their corrections (N, 3) not to fold, in mm."""
+    return max(REACH_MM, _REACH_PER_LENGTH * float(np.linalg.norm(corrections, axis=1).max()))
+
+
+def box_around(points: FloatArray, reach: float) -> RegionOfInterest:
     """The box along the world's axes that holds everything within `reach` mm of the points."""
     return RegionOfInterest.from_corners(points.min(axis=0) - reach, points.max(axis=0) + reach)
 
 
-def window_around(points: FloatArray, grid: Grid, reach: float = REACH_MM) -> tuple[Tensor, Tensor]:
+def window_around(points: FloatArray, grid: Grid, reach: float) -> tuple[Tensor, Tensor]:
     """Where landmarks without a box have an effect: (z, y, x) bool where the loss counts, and the window, float32.
 
     The window is 1 within half the reach of a landmark and falls to 0 at the reach without a kink.

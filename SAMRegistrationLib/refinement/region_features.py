@@ -61,7 +61,7 @@ class RegionFeatures:
         fixed, moving = self._maps
         device = fixed.device
         places = voxel_mesh(grid.shape, grid.voxel_to_world, device)
-        bent = places if self._bend is None else places + displacement_on(self._bend, grid, device).data[0]
+        bent = places if self._bend is None else places + displacement_on(self._bend, grid).to(device).data[0]
         plain = voxel_mesh(grid.shape, between_grids(grid, self._grid), device)
         return (
             sample(fixed, plain, outside=Outside.EDGE),

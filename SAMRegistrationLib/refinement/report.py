@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from ..field import displacement_on
+from ..finish import LEAST_MEASURED_VOXELS
 from ..image import Image
 from ..metrics import StageRecorder, distribution, field_quality, root_mean_square_difference
-from ..pipeline import LEAST_MEASURED_VOXELS, RegistrationResult
+from ..pipeline import RegistrationResult
 from ..report import build_report, describe_input, similarity_under
 from ..roi import RegionOfInterest
 from ..transforms import Transform

@@ -29,12 +29,12 @@ from ..models.deformable import DeformableModel
 from ..roi import RegionOfInterest, require_overlap
 from ..solvers.region import Level
 from ..solvers.terms import Term
-from ..transforms import Transform
+from ..transforms import FloatArray, Transform
 from .correction import exact_correction
 from .inversion import inverse_points
 from .landmarks import LandmarkPairs
 from .patch import Patch, folds, refined, without_new_folds
-from .pull import LandmarkTerm, box_around, window_around
+from .pull import LandmarkTerm, box_around, reach_for, window_around
 from .region_features import SPACING_MM, RegionFeatures
 from .regions import RegionRequest
 from .report import RegionErrors
@@ -160,10 +160,10 @@ class Refiner:
         """The optimization of what lies around landmarks that are in no box; nothing without such landmarks."""
         if not len(pairs):
             return
-        box = box_around(pairs.fixed)
-        grid = region_grid(box, LEAST_MARGIN_MM, self._volumes[0].grid)
+        reach = reach_for(self._targets(pairs) - pairs.fixed)
+        grid = region_grid(box_around(pairs.fixed, reach), LEAST_MARGIN_MM, self._volumes[0].grid)
         grid = self._suited(grid, grid.extent)
-        inside, window = window_around(pairs.fixed, grid)
+        inside, window = window_around(pairs.fixed, grid, reach)
         pair = self._pair(grid, inside, window)
         result = self._optimized(pair, self._settings.iterations, pairs, progress)
         self._keep("landmarks", pair, result, {"iterations": self._settings.iterations})
@@ -172,8 +172,7 @@ class Refiner:
         """Meet landmarks exactly, as far as that does not fold; nothing without landmarks."""
         if not len(pairs):
             return
-        targets, _ = inverse_points(self.transform, pairs.moving, pairs.fixed)
-        correction = exact_correction(pairs.fixed, targets - pairs.fixed)
+        correction = exact_correction(pairs.fixed, self._targets(pairs) - pairs.fixed)
         everywhere = torch.ones_like(correction.data[:, :1])
         correction, share = self._sound(correction, everywhere)
         self._add("exact", correction, {"share": share})
@@ -213,8 +212,12 @@ class Refiner:
         return optimize_displacement(pair, settings, features=features, extra_terms=extra, progress=progress)
 
     def _pull(self, grid: Grid, pairs: LandmarkPairs) -> Callable[[Level], Sequence[Term]]:
-        targets, _ = inverse_points(self.transform, pairs.moving, pairs.fixed)
+        targets = self._targets(pairs)
         return lambda level: [LandmarkTerm.of(level, grid, pairs.fixed, targets, pairs.weights_mm)]
+
+    def _targets(self, pairs: LandmarkPairs) -> FloatArray:
+        """The fixed positions that the map found so far takes to the moving partners."""
+        return inverse_points(self.transform, pairs.moving, pairs.fixed)[0]
 
     def _keep(self, kind: str, pair: RegionPair, result: RegionResult, described: dict[str, Any]) -> None:
         correction, share = self._sound(result.correction, pair.window.cpu())
