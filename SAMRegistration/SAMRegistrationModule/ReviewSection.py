@@ -20,7 +20,7 @@ class ReviewSection:
     def __init__(self, ui, logic, isReady) -> None:
         self._ui, self._logic, self._isReady = ui, logic, isReady
         self._parameters = None
-        self._job = None
+        self._job, self._asked = None, 0
         self._known = {}
         self._views = {
             ui.checkerboardButton: "checkerboard",
@@ -96,7 +96,7 @@ class ReviewSection:
 
     def _compute(self, review: Review, what: str, take) -> None:
         """Let the worker compute a view, or the worst place, once it can work."""
-        state = review.state
+        state, asked = review.state, self._asked
         self._say("Computing...")
 
         def onDone(found) -> None:
@@ -106,6 +106,8 @@ class ReviewSection:
             take(found)
 
         def start(_device: str) -> None:
+            if asked != self._asked:
+                return
             views = () if what == PLACE else (what,)
             nodes = (review.transform, review.fixed, review.moving)
             try:
@@ -120,6 +122,7 @@ class ReviewSection:
 
     def _stop(self) -> None:
         """What was asked before is not wanted any more."""
+        self._asked += 1
         if self._job is not None:
             self._logic.cancel(self._job)
             self._job = None
