@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,25 +18,23 @@ from .features.base import FeatureExtractor
 from .features.registry import ExtractorSource, get_extractor
 from .field import DisplacementField, displacement_on
 from .files import staged_outputs
+from .finish import final_transform, judged, placed
 from .grid import Grid
 from .image import Image
 from .image_io import write_image
 from .inputs import TransformLike, VolumeLike, as_mask, as_transform, as_volume, origin_of
 from .memory_estimate import require_memory_for
 from .methods.problem import GRID_MULTIPLE, Problem
-from .metrics import StageRecorder, field_quality
+from .metrics import StageRecorder
 from .presets import Preset, load_preset
-from .report import build_report, describe_input, similarity_under, write_report
-from .sampling import Interpolation, Outside
+from .report import build_report, describe_input, write_report
+from .sampling import Interpolation
 from .stages import check_stages, require_models, run_stage, stage_labels
 from .transform_io import write_transform
-from .transforms import CompositeTransform, Transform, transform_points
+from .transforms import Transform, transform_points
 
 Progress = Callable[[str, float], None]
 """Told the stage at work and the finished fraction of everything; may raise `Cancelled`."""
-
-LEAST_MEASURED_VOXELS = 8
-"""Along every axis, where the quality of the field is measured."""
 
 OUTPUTS = ("transform.h5", "displacement.nii.gz", "warped.nii.gz", "report.json")
 
@@ -145,9 +143,10 @@ def register(
                 problem.progress = lambda fraction, label=label: recorder.advance(label, fraction)  # type: ignore[misc]
                 _noting(problem.warnings, lambda stage=stage: run_stage(problem, stage, start))  # type: ignore[misc]
         with recorder.stage("finish"):
-            transform = _final_transform(problem)
-            result = RegistrationResult(transform, *volumes, report={})
-            found = _judged(result)
+            transform = final_transform(problem)
+            result = RegistrationResult(placed(transform, "cpu"), *volumes, report={})
+            field = result.displacement if target.type == "cpu" else None
+            found = judged(transform, volumes, target, field)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -163,7 +162,9 @@ def register(
         details=problem.details,
         **found,
     )
-    return replace(result, report=report)
+    # The same object, so that the displacement is not computed again when it is saved.
+    result.report.update(report)
+    return result
 
 
 def _extractor(
@@ -271,32 +272,6 @@ def working_grid(grid: Grid, spacing: float) -> Grid:
 
 def _not_finer(grid: Grid, spacing: float) -> Grid:
     return grid.resampled([max(spacing, own) for own in grid.spacing])
-
-
-def _final_transform(problem: Problem) -> Transform:
-    """The map with its displacement on the CPU, given wherever the fixed volume is."""
-    found = problem.field()
-    if found is None:
-        return problem.initial
-    # The field ends half a voxel inside its box, where ITK would stop it abruptly.
-    reach = found.grid.padded(1)
-    return CompositeTransform([found.to("cpu").resampled(reach, Outside.EDGE), problem.initial])
-
-
-def _judged(result: RegistrationResult) -> dict[str, Any]:
-    """Similarity before and after, and the quality of the field, as the report wants them."""
-    field = result.displacement
-    # A volume of very few slices is measured between them too: derivatives need neighbors.
-    size = [max(n, LEAST_MEASURED_VOXELS) for n in field.grid.size]
-    measured = (
-        field if size == list(field.grid.size) else displacement_on(result.transform, field.grid.resized(size))
-    )
-    nothing = DisplacementField.zero(field.grid)
-    return {
-        "similarity_before": similarity_under(nothing, result.fixed, result.moving),
-        "similarity_after": similarity_under(field, result.fixed, result.moving),
-        "field": field_quality(measured.to_voxels()),
-    }
 
 
 def _described(sources: tuple[Any, ...], volumes: tuple[Image, Image]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ LAYERS = [
     ["evaluation"],
     ["presets"],
     ["memory_estimate"],
-    ["stages"],
+    ["stages", "finish"],
     ["pipeline"],
     ["refinement"],
     ["figure_scene"],
