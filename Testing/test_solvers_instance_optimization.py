@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from solver_cases import real_ct, simple_features, smooth_deformation, textured
 
+from SAMRegistrationLib.solvers.adam import Adam
 from SAMRegistrationLib.solvers.filters import smooth
 from SAMRegistrationLib.solvers.instance_optimization import OptimizationConfig, optimize
 from SAMRegistrationLib.solvers.ops import identity_positions, upsample, zero_field
@@ -157,3 +160,28 @@ def test_features_on_a_finer_grid_than_the_field_work() -> None:
     term = FeatureTerm(simple_features(case.fixed), simple_features(case.moving))
     u = optimize(zero_field((16, 16, 16)), [term], replace(CONFIG, control_spacing=1)).u
     assert case.error(upsample(u, (32, 32, 32))) < 0.5
+
+
+def test_the_descent_takes_the_very_steps_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    own, other = (torch.zeros(1, 3, 4, 5, 6, requires_grad=True) for _ in range(2))
+    descent, optimizer = Adam(own), torch.optim.Adam([other])
+    for iteration in range(20):
+        gradient = torch.randn(own.shape, generator=generator)
+        rate = 0.5 / (iteration + 1)
+        descent.step(gradient, rate)
+        optimizer.param_groups[0]["lr"] = rate
+        other.grad = gradient
+        optimizer.step()
+    torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-7)
+
+
+def test_a_descent_does_not_import_the_optimizers_of_torch() -> None:
+    code = (
+        "import sys, torch; "
+        "from SAMRegistrationLib.solvers.instance_optimization import OptimizationConfig, optimize; "
+        "optimize(torch.zeros(1, 3, 4, 4, 4), [], OptimizationConfig(iterations=2)); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"

@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..features.base import FeatureMap, Features
 from ..matching import FeatureIndex, match_points
 from ..resampling import smooth
+from ..solvers.adam import Adam
 from .problem import Problem, with_mind
 
 INTERPOLATED, OPTIMIZED = "interpolated", "optimized"
@@ -170,14 +171,13 @@ def optimized_field(
     weight = matches.weight / matches.weight.sum().clamp(min=1e-9)
     with torch.enable_grad():
         field = torch.zeros(1, 3, *small, device=cube.device, requires_grad=True)
-        optimizer = torch.optim.Adam([field], lr=step)
+        descent = Adam(field)
         for _ in range(iterations):
-            optimizer.zero_grad()
             at_points = functional.grid_sample(field, cube, padding_mode="border", align_corners=False)
             residual = (at_points[0, :, 0, 0].T - target).square().sum(dim=1)
             loss = (weight * residual).sum() + diffusion * _diffusion(field)
-            loss.backward()
-            optimizer.step()
+            (gradient,) = torch.autograd.grad(loss, field)
+            descent.step(gradient, step)
     return field.detach()
 
 

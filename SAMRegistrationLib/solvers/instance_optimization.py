@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from SAMRegistrationLib.solvers.adam import Adam
 from SAMRegistrationLib.solvers.filters import smooth
 from SAMRegistrationLib.solvers.ops import upsample
 from SAMRegistrationLib.solvers.terms import FieldState, FoldTerm, Term, diffusion
@@ -83,13 +84,10 @@ def optimize(
     steps = [shape[axis] / control_shape[axis] for axis in (2, 1, 0)]
     coarse_initial = _resized_values(initial, control_shape)
     parameter = torch.zeros((1, 3, *control_shape), device=initial.device, requires_grad=True)
-    optimizer = torch.optim.Adam([parameter], lr=config.learning_rate)
+    descent = Adam(parameter)
     all_terms: list[Term] = [*terms, FoldTerm(config.folding)] if config.folding > 0 else list(terms)
     losses: list[float] = []
     for iteration in range(config.iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate_share(iteration, config)
-        optimizer.zero_grad(set_to_none=True)
         control = smooth(parameter, config.smoothing)
         residual = _resized_values(control, shape)
         state = FieldState(initial + residual, residual, iteration)
@@ -97,8 +95,8 @@ def optimize(
             control + coarse_initial if config.diffusion_of_total else control, steps
         )
         loss = sum((term.weight * term(state) for term in all_terms), start=loss)
-        loss.backward()
-        optimizer.step()
+        (gradient,) = torch.autograd.grad(loss, parameter)
+        descent.step(gradient, config.learning_rate * _rate_share(iteration, config))
         losses.append(float(loss.detach()))
         if callback is not None:
             callback(iteration, losses[-1])
