@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from SAMRegistrationLib.alignment import align
+from SAMRegistrationLib.alignment.align import confirms
 from SAMRegistrationLib.alignment.checks import doubts
 from SAMRegistrationLib.alignment.intensity_alignment import IntensityAligner
 from SAMRegistrationLib.alignment.refinement import Model
@@ -21,6 +22,7 @@ from SAMRegistrationLib.errors import InputError
 from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
+from SAMRegistrationLib.matching import Matches
 from SAMRegistrationLib.methods.sam_affine import (
     aligned_volume,
     quarter_turn,
@@ -279,6 +281,17 @@ def test_a_patient_turned_too_far_for_embeddings_is_turned_back_and_matched_agai
     assert found.method == "features"
     shifted = truth.compose(AffineTransform.translation((-6, 0, 0)))
     assert _body_error(found.transform, shifted) < 3.0
+
+
+def test_matches_confirm_what_intensities_found_if_enough_of_them_agree() -> None:
+    truth = AffineTransform.about_center(_rotation((3, -5, 8)), (0, 0, 0), (20, 5, -30))
+    points, wrong = _cloud(120, 1), _cloud(120, 2) * 3
+    matched = np.where(np.arange(120)[:, None] < 50, truth.transform_points(points), wrong)
+    matches = Matches(points, matched, np.ones(120), np.zeros(120))
+    elsewhere = AffineTransform.translation((0, 0, 80)).compose(truth)
+    assert confirms(matches, truth)
+    assert not confirms(matches, elsewhere)
+    assert not confirms(matches.select(np.arange(20, 120)), truth)
 
 
 def test_quarter_turns_are_exact_and_four_of_them_change_nothing() -> None:

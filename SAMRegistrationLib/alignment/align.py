@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 from torch import Tensor
 
 from ..errors import InputError
 from ..features.base import Features
 from ..image import Image
+from ..matching import Matches
 from ..transforms import AffineTransform
 from .checks import doubts
-from .feature_alignment import FeatureAlignment, align_features
+from .feature_alignment import TOLERANCE_MM, WELL_SUPPORTED, FeatureAlignment, align_features
 from .intensity_alignment import IntensityAligner, IntensityAlignment
 from .refinement import Model
 from .volumes import PreparedImage
 
 WELL_OVERLAPPING = 0.6
 """A map that rests on a smaller common part is carried far beyond it, which is worth a second opinion."""
+
+
+CONFIRMING_SHARE = 0.3
+"""Of the matches; as many may agree by chance, but not with what intensities find to be alike as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +38,7 @@ class Alignment:
             the square root of the common part of the smaller body.
         method: "features" or "intensities".
         warnings: sentences about what makes the alignment doubtful.
-        reliable: whether enough matched points agreed on one map.
+        reliable: whether enough matched points agreed on one map, or fewer on the one that intensities found.
     """
 
     transform: AffineTransform
@@ -98,7 +104,11 @@ def align(
         judged = aligner.judged(by_features.fit.transform)
         if judged.score > found.score:
             return _from_features(by_features, aligner)
-    return replace(_from_intensities(found, wanted, aligner), reliable=reliable)
+    alignment = _from_intensities(found, wanted, aligner)
+    confirmed = (
+        by_features is not None and not alignment.warnings and confirms(by_features.matches, found.transform)
+    )
+    return replace(alignment, reliable=reliable or confirmed)
 
 
 def agreement(
@@ -131,6 +141,13 @@ def judge(
 
 def _well_overlapping(found: FeatureAlignment, aligner: IntensityAligner) -> bool:
     return aligner.judged(found.fit.transform).overlap >= WELL_OVERLAPPING
+
+
+def confirms(matches: Matches, transform: AffineTransform) -> bool:
+    """Whether many stable matches, perhaps too few to be believed alone, say what intensities found as well."""
+    residuals = np.linalg.norm(transform.transform_points(matches.points) - matches.matched, axis=1)
+    agreeing = int((residuals < 1.5 * TOLERANCE_MM).sum())
+    return agreeing >= WELL_SUPPORTED and agreeing >= CONFIRMING_SHARE * len(matches)
 
 
 def _match(
