@@ -13,10 +13,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-WIDTH, HEIGHT = 500, 1760
+WIDTH = 500
 SECONDS = 1500
-PLACES = {"carina": (0.5, 0.5, 0.45), "right lung": (0.32, 0.45, 0.5), "skin": (0.02, 0.5, 0.5)}
-"""Points to be found, as shares of the fixed volume's box."""
+LABELS = {"right lung": 2, "left lung": 3, "spine": 4}
+"""Structures of the sample's label map in whose middles points are put."""
 
 
 def main(path: str, preset: str = "message-passing", spacing: str = "") -> None:
@@ -54,9 +54,9 @@ def _match_points(widget: Any) -> None:
     widget.ui.pointsCollapsibleButton.setCollapsed(False)
     widget.ui.placePointsButton.click()
     points = widget.panel.points
-    for label, shares in PLACES.items():
-        widget.logic.getParameterNode().fixedPoints.AddControlPoint(*_place(widget, shares), label)
-    process_until(lambda: len(points._points.pairs) == len(PLACES) and points._job is None, SECONDS)
+    for label, value in LABELS.items():
+        widget.logic.getParameterNode().fixedPoints.AddControlPoint(*_middle_of(value), label)
+    process_until(lambda: len(points._points.pairs) == len(LABELS) and points._job is None, SECONDS)
     widget.ui.pointsTable.resizeColumnsToContents()
 
 
@@ -67,9 +67,9 @@ def _refine_box(widget: Any) -> None:
 
     ui = widget.ui
     ui.refineCollapsibleButton.setCollapsed(False)
-    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Heart")
-    box.SetCenter(*_place(widget, (0.55, 0.5, 0.35)))
-    box.SetSize(80, 80, 80)
+    box = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLMarkupsROINode", "Left lung")
+    box.SetCenter(*_middle_of(LABELS["left lung"]))
+    box.SetSize(70, 70, 70)
     ui.regionSelector.setCurrentNode(box)
     ui.addBoxButton.click()
     ui.iterationsSpinBox.setValue(100)
@@ -78,20 +78,25 @@ def _refine_box(widget: Any) -> None:
     ui.historyTable.resizeColumnsToContents()
 
 
-def _place(widget: Any, shares: tuple[float, float, float]) -> list[float]:
-    """A position within the fixed volume's box."""
-    bounds = np.zeros(6)
-    widget.logic.getParameterNode().fixedVolume.GetRASBounds(bounds)
-    lower, upper = bounds[::2], bounds[1::2]
-    place: list[float] = (lower + np.array(shares) * (upper - lower)).tolist()
+def _middle_of(label: int) -> list[float]:
+    """The place (RAS mm) within a structure of the fixed sample that is nearest to its middle."""
+    from headless_slicer.fixtures import LPS
+    from SAMRegistrationLib import read_labels
+    from SAMRegistrationLib.demo import FIXED, SAMPLE_FOLDER
+
+    labels = read_labels(SAMPLE_FOLDER / f"{FIXED}_labels.nii.gz")
+    voxels = np.argwhere(labels.data.numpy() == label)
+    nearest = voxels[np.linalg.norm(voxels - voxels.mean(axis=0), axis=1).argmin()]
+    place: list[float] = (labels.grid.to_world(nearest[::-1]) * LPS).tolist()
     return place
 
 
 def _save(widget: Any, path: str) -> None:
     from headless_slicer.qt_facade import process_events
 
-    widget.parent.resize(WIDTH, HEIGHT)
     widget.parent.show()
+    process_events()
+    widget.parent.resize(WIDTH, widget.parent.layout().totalSizeHint().height())
     for _ in range(20):
         process_events()
     widget.parent.grab().save(path)
