@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from .plots import figure
 
-DOTS_PER_INCH = 75
+DOTS_PER_INCH = 100
 AXES = "zyx"
+VISIBLE = 0.1
+"""Grey from which on something is shown, of 1."""
+
 SPACINGS = {"z": (1, 0), "y": (2, 0), "x": (2, 1)}
 """Spacings (index into x, y, z) of a slice's rows and columns."""
 
@@ -41,13 +44,22 @@ def _draw(panel: Any, slices: Mapping[str, NDArray[Any]], axis: str) -> None:
     rows, columns = (float(slices["spacing"][number]) for number in SPACINGS[axis])
     # Rows run along z in coronal and sagittal slices, and the head belongs on top.
     origin = "upper" if axis == "z" else "lower"
+    box = _box(np.maximum(grey[0], grey[1]))
     overlay = np.stack([grey[1], grey[0], grey[1]], axis=-1)
-    panel.imshow(overlay, origin=origin, aspect=rows / columns, interpolation="nearest")
+    panel.imshow(overlay[box], origin=origin, aspect=rows / columns, interpolation="nearest")
     for name, color in (("fixed_labels", "#40ff40"), ("warped_labels", "#ff60ff")):
         labels = slices.get(f"{name}_{axis}")
         for value in [] if labels is None else np.unique(labels[labels > 0]):
-            panel.contour(labels == value, levels=[0.5], colors=color, linewidths=0.8)
+            panel.contour(labels[box] == value, levels=[0.5], colors=color, linewidths=0.8)
     panel.set_axis_off()
+
+
+def _box(grey: NDArray[Any]) -> tuple[slice, slice]:
+    """The rows and columns that show anything; all where nothing does."""
+    rows, columns = (np.flatnonzero((grey > VISIBLE).any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return slice(None), slice(None)
+    return slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
 
 
 def _grey(image: NDArray[Any]) -> NDArray[np.float64]:
