@@ -49,7 +49,9 @@ def _draw(panel: Any, slices: Mapping[str, NDArray[Any]], axis: str) -> None:
     panel.imshow(overlay[box], origin=origin, aspect=rows / columns, interpolation="nearest")
     for name, color in (("fixed_labels", "#40ff40"), ("warped_labels", "#ff60ff")):
         labels = slices.get(f"{name}_{axis}")
-        for value in [] if labels is None else np.unique(labels[labels > 0]):
+        if labels is None:
+            continue
+        for value in np.unique(labels[labels > 0]):
             panel.contour(labels[box] == value, levels=[0.5], colors=color, linewidths=0.8)
     panel.set_axis_off()
 
