@@ -91,9 +91,9 @@ def covering_grid(moving: Image, to_moving: AffineTransform, fixed: Image) -> Gr
     if (first_shown < last_shown).all():
         lower, upper = first_shown, last_shown
     spacing = max(min(moving.grid.spacing), min(fixed.grid.spacing))
-    size = np.maximum(np.round((upper - lower) / spacing), 1).astype(int)
-    first = (lower + upper - (size - 1) * spacing) / 2
-    return Grid(tuple(int(n) for n in size), (spacing,) * 3, tuple(float(value) for value in first))
+    x, y, z = np.maximum(np.round((upper - lower) / spacing), 1).astype(int).tolist()
+    left, front, bottom = ((lower + upper - (np.array([x, y, z]) - 1) * spacing) / 2).tolist()
+    return Grid((x, y, z), (spacing,) * 3, (left, front, bottom))
 
 
 def points_in_body(volume: EmbeddedVolume, count: int, seed: int) -> FloatArray:
