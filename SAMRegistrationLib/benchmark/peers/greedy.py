@@ -2,9 +2,9 @@
 
 Setting (`stages`): as its documentation advises: affine with normalized cross-correlation (radius 2 voxels) where
 contrasts agree and mutual information where they differ, 100 x 50 x 20 iterations (a rigid stage before made it
-worse); then deformation with the same metric, 100 x 50 x 20 iterations, gradients smoothed by 2 voxels and the field
-by 0.7 voxels. Its noise and its jittered samples take the seed, and fields are written as they are instead of rounded
-to 0.1 voxels.
+worse); then deformation with the same metric, 100 x 50 x 20 iterations, gradients smoothed by 2 voxels and the
+field by 0.7 voxels. Its noise and its jittered samples take the seed, and fields are written as they are instead
+of rounded to 0.1 voxels.
 """
 
 from __future__ import annotations
