@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-STRIDE = 8
+from .quiz_encoder import Fusion, ResNet10
+
 _FREQUENCIES = 6
-_GROUPS = 8
 _FIRST_GAIN = 35.0
 """What a cosine similarity of embeddings is multiplied by, to begin with, where a query points."""
 
@@ -188,76 +188,6 @@ class Quiz(nn.Module):
         return Answers(out[..., :3] + start - queries, log_variance, pointing)
 
 
-class ResNet10(nn.Module):
-    """Ten layers, counting the 1x1x1 convolution to the wanted channels; stride 8.
-
-    Groups are normalized, for a batch of two volumes has no statistics worth the name.
-    """
-
-    def __init__(self, widths: Sequence[int], channels: int) -> None:
-        super().__init__()
-        first, second, third, fourth = widths
-        self.stem = nn.Conv3d(1, first, 7, stride=2, padding=3, bias=False)
-        self.normalization = _normalization(first)
-        self.stages = nn.Sequential(
-            BasicBlock(first, first),
-            BasicBlock(first, second, stride=2),
-            BasicBlock(second, third, dilation=2),
-            BasicBlock(third, fourth, dilation=4),
-        )
-        self.head = nn.Conv3d(fourth, channels, 1)
-
-    def forward(self, volumes: Tensor) -> Tensor:
-        """(b, 1, z, y, x) to (b, C, z/8, y/8, x/8)."""
-        features = functional.relu(self.normalization(self.stem(volumes)), inplace=True)
-        features = functional.max_pool3d(features, 3, stride=2, padding=1)
-        result: Tensor = self.head(self.stages(features))
-        return result
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3x3 convolutions and a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> None:
-        super().__init__()
-        self.first = nn.Conv3d(inputs, outputs, 3, stride, dilation, dilation, bias=False)
-        self.first_normalization = _normalization(outputs)
-        self.second = nn.Conv3d(outputs, outputs, 3, 1, dilation, dilation, bias=False)
-        self.second_normalization = _normalization(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(
-                nn.Conv3d(inputs, outputs, 1, stride, bias=False), _normalization(outputs)
-            )
-
-    def forward(self, features: Tensor) -> Tensor:
-        body = functional.relu(self.first_normalization(self.first(features)), inplace=True)
-        body = self.second_normalization(self.second(body))
-        return functional.relu(body + self.shortcut(features), inplace=True)
-
-
-class Fusion(nn.Module):
-    """Image features, enlarged to an embedding's resolution, and the embedding, seen with its surroundings."""
-
-    def __init__(self, channels: int, embedding_channels: int) -> None:
-        super().__init__()
-        half = channels // 2
-        self.embedding = nn.Conv3d(embedding_channels, channels, 1)
-        self.image = nn.Conv3d(channels, channels, 1)
-        self.narrow = nn.Conv3d(channels, half, 1)
-        self.block = BasicBlock(half, half)
-        self.widen = nn.Conv3d(half, channels, 1)
-        self.normalization = _normalization(channels)
-
-    def forward(self, features: Tensor, embedding: Tensor) -> Tensor:
-        enlarged = functional.interpolate(
-            self.image(features), size=embedding.shape[2:], mode="trilinear", align_corners=False
-        )
-        joined = self.embedding(embedding) + enlarged
-        result: Tensor = self.normalization(joined + self.widen(self.block(self.narrow(joined))))
-        return result
-
-
 class PositionEncoding(nn.Module):
     """Sines and cosines of a position, and a linear layer."""
 
@@ -353,7 +283,3 @@ def _present(embedding: Tensor) -> Tensor:
     """(b, z, y, x) where there is an embedding; everywhere in a volume that has none at all."""
     present = embedding.abs().amax(dim=1) > 0
     return present | ~present.flatten(1).any(dim=1)[:, None, None, None]
-
-
-def _normalization(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(_GROUPS, channels), channels)

@@ -31,7 +31,7 @@ def add_quiz_arguments(actions: argparse._SubParsersAction[argparse.ArgumentPars
         "--recipe",
         default="lite",
         choices=("lite", "published"),
-        help="lite: with embeddings, for a CPU; published: the paper's network and settings (default: %(default)s)",
+        help="lite: with embeddings, for a CPU; published: the paper's (default: %(default)s)",
     )
     quiz.add_argument("--config", metavar="FILE", type=Path, help="JSON with settings that replace the recipe's")
     quiz.add_argument("--iterations", type=int, help="length of the whole run")
