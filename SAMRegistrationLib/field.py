@@ -199,7 +199,7 @@ class DisplacementField:
         return DisplacementField(inverse, grid), residual
 
     def inverse_at(self, identity: Tensor, iterations: int, tolerance: float) -> tuple[Tensor, float]:
-        """The inverse displacement at world positions (3, z, y, x) in mm, and its largest residual; see `inverse`."""
+        """The inverse displacement at world positions (3, z, y, x), and its largest residual; see `inverse`."""
         inverse = torch.zeros_like(identity)
         error, squared, largest = self._inversion_error(identity, inverse)
         relaxation = torch.ones_like(squared)
