@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..solvers.coupled_convex import COUPLINGS, warped_masks
+from ..solvers.folding import remove_folds
 from ..solvers.message_passing import MessagePassingConfig, halved_levels, solve_message_passing
 from ..solvers.ops import warp
 from .problem import Problem, at_shape, joined_features
@@ -25,7 +26,7 @@ def message_passing(
     mind_share: float = 0.0,
     sigma: Sequence[float] = (0.1, 0.5),
 ) -> Tensor:
-    """The displacement after all levels; features are extracted once and warped from level to level.
+    """The displacement after all levels, free of folds; features are extracted once and warped at every level.
 
     Args:
         problem: the pair; a displacement that it already has is where the search starts.
@@ -59,4 +60,4 @@ def message_passing(
             )
             problem.progress((level + 1) / len(radii))
     assert u is not None
-    return u.clone()
+    return remove_folds(u).clone()
