@@ -213,7 +213,14 @@ def test_an_interrupted_run_ends_its_methods_and_leaves_no_report_of_them(
     suite = write_suite(tmp_path, [method(tmp_path, "hanging")])
     command = [sys.executable, "-m", "SAMRegistrationLib", "benchmark", str(suite)]
     command += ["-o", str(tmp_path / "out"), "--jobs", jobs, "--threads", "1"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # Tests that run in the background of a shell ignore SIGINT, and so would what they start.
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     waited_for = tmp_path / "child.pid"
     ends = time.monotonic() + 120
     while not (waited_for.exists() and waited_for.read_text()) and time.monotonic() < ends:

@@ -102,7 +102,7 @@ def test_the_csv_has_one_number_a_row_as_the_reports_have_them(finished: Run) ->
 
 
 def test_the_summary_has_means_intervals_and_paired_tests(finished: Run) -> None:
-    summary = json.loads((finished.out / "summary.json").read_text())["balls"]
+    summary = json.loads((finished.out / "summary.json").read_text(encoding="utf-8"))["balls"]
     values = [r.mean("tre_mean_mm") for r in collect(finished) if r.method == "default"]
     tre = summary["methods"]["default"]["measures"]["TRE mm"]
     assert tre["mean"] == pytest.approx(np.mean(values)) and tre["pairs"] == 2
@@ -113,7 +113,7 @@ def test_the_summary_has_means_intervals_and_paired_tests(finished: Run) -> None
 
 
 def test_the_page_is_whole_escaped_and_self_contained(finished: Run) -> None:
-    text = (finished.out / "report.html").read_text()
+    text = (finished.out / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert page.open == []
     said = " ".join(page.said)
@@ -141,13 +141,19 @@ def test_pictures_of_results_are_pngs_with_something_to_see(finished: Run) -> No
 
 
 def test_the_report_can_be_written_again_from_what_is_there_and_is_the_same(finished: Run) -> None:
-    before = (finished.out / "report.html").read_text(), (finished.out / "results.csv").read_text()
+    before = (
+        (finished.out / "report.html").read_text(encoding="utf-8"),
+        (finished.out / "results.csv").read_text(encoding="utf-8"),
+    )
     write_outputs(finished)
-    assert ((finished.out / "report.html").read_text(), (finished.out / "results.csv").read_text()) == before
+    assert (
+        (finished.out / "report.html").read_text(encoding="utf-8"),
+        (finished.out / "results.csv").read_text(encoding="utf-8"),
+    ) == before
 
 
 def test_a_report_of_nothing_is_a_report(finished: Run, tmp_path: Path) -> None:
-    page = Page(write_outputs(replace(finished, out=tmp_path)).read_text())
+    page = Page(write_outputs(replace(finished, out=tmp_path)).read_text(encoding="utf-8"))
     assert "0 pairs" in " ".join(page.said)
 
 
@@ -211,7 +217,7 @@ def test_tables_replace_only_what_stands_between_the_markers(tmp_path: Path) -> 
     target = tmp_path / "RESULTS.md"
     target.write_text("before\n<!-- balls: begin -->\nold\n<!-- balls: end -->\nafter\n")
     write_between_markers("\nnew\n", "balls", target)
-    written = target.read_text()
+    written = target.read_text(encoding="utf-8")
     assert written.startswith("before") and written.endswith("after\n")
     assert "old" not in written and "new" in written
     with pytest.raises(ValueError, match="no markers"):

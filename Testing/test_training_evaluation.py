@@ -39,8 +39,9 @@ class WorldExtractor:
     name = "world"
     spacing = None
 
-    def __init__(self, shift_of: dict[float, float] | None = None) -> None:
+    def __init__(self, shift_of: dict[float, float] | None = None, with_coarse_map: bool = False) -> None:
         self.shift_of = shift_of or {}
+        self.with_coarse_map = with_coarse_map
         self.waves = torch.randn((48, 3), generator=torch.Generator().manual_seed(0)) / 10
 
     def extract(self, image: Image) -> Features:
@@ -49,13 +50,18 @@ class WorldExtractor:
         world = world + self.shift_of.get(float(image.grid.origin[0]), 0.0)
         phase = torch.from_numpy(world).float() @ self.waves.T
         vectors = torch.cat([phase.sin(), phase.cos()], dim=-1) / 48**0.5
-        return Features(FeatureMap(vectors.permute(3, 0, 1, 2)[None], image.grid))
+        fine = FeatureMap(vectors.permute(3, 0, 1, 2)[None], image.grid)
+        return Features(fine, fine if self.with_coarse_map else None)
 
     def extract_tensor(self, volume: Tensor) -> tuple[Tensor, None]:
         raise NotImplementedError
 
     def feature_grids(self, grid: Grid) -> tuple[Grid, None]:
         return grid, None
+
+
+WAYS_WITHOUT_COARSE_MAP = WAYS[:2]
+"""A patient can only be aligned by features that find places all over a body."""
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +79,16 @@ def test_perfect_features_find_every_structure_of_the_same_volume(volumes):
     result = subject_matching(WorldExtractor(), [(volumes[0], volumes[0])])
     assert result["nearest"]["same_structure"] == 1.0
     assert result["structural"]["same_structure"] > 0.98
-    for way in WAYS:
+    for way in WAYS_WITHOUT_COARSE_MAP:
         assert result[way]["center_mm"] < 1.5
         assert set(result[way]["structures"]) == {"test 1", "test 2", "test 3"}
+
+
+def test_features_with_a_coarse_map_are_also_measured_on_the_aligned_volume(volumes):
+    result = subject_matching(WorldExtractor(with_coarse_map=True), [(volumes[0], volumes[0])])
+    assert result["aligned"]["same_structure"] > 0.98
+    assert result["aligned"]["center_mm"] < 1.5
+    assert set(result["aligned"]["structures"]) == {"test 1", "test 2", "test 3"}
 
 
 def test_matches_that_are_all_shifted_put_the_centers_off_by_the_shift(volumes, tmp_path):
@@ -90,7 +103,7 @@ def test_matches_that_are_all_shifted_put_the_centers_off_by_the_shift(volumes, 
     # The moved volume's own positions are 100 mm further along x; its vectors say (-108, -8, -8) mm from there.
     aside = WorldExtractor({100.0: np.array([-108.0, -8.0, -8.0])})
     result = subject_matching(aside, [(volumes[0], other)])
-    for way in WAYS:
+    for way in WAYS_WITHOUT_COARSE_MAP:
         assert result[way]["center_mm"] == pytest.approx(8 * 3**0.5, abs=1.5)
         assert result[way]["same_structure"] < 0.3
 
@@ -125,7 +138,7 @@ def test_self_matching_by_position_in_the_first_view_measures_the_deformation(vo
     first, second = changed_views(read_image(volumes[0].path, "CT"), seed=3)
     z, y, x = torch.nonzero(first.body).unbind(1)
     true = (second.positions - first.positions)[:, z, y, x].norm(dim=0)
-    for way in WAYS:
+    for way in WAYS_WITHOUT_COARSE_MAP:
         assert blind[way]["points"] > 100
         assert blind[way]["median_mm"] == pytest.approx(float(true.median()), rel=0.3)
 
@@ -143,6 +156,7 @@ def test_the_whole_evaluation_runs_with_mind_and_can_be_printed(volumes):
     assert json.loads(json.dumps(result)) == result
     text = format_evaluation(result)
     assert "features mind" in text and "1 pairs" in text
+    assert "aligned" not in text and "aligned" not in result["subjects"]
 
 
 def test_one_list_of_a_split_file_can_be_chosen(tmp_path):
@@ -165,8 +179,11 @@ def test_the_command_evaluates_and_writes_the_numbers(volumes, tmp_path, capsys)
     options = parser.parse_args([*arguments, "--volumes", "1", "--pairs", "1", "--device", "cpu", "-o", str(out)])
     assert run_train(options) == 0
     result = json.loads(out.read_text())
-    for way in WAYS:
+    for way in WAYS_WITHOUT_COARSE_MAP:
         assert set(result["self"][way]["volumes"]) == {"v0"}
     assert result["subjects"]["pairs"] == 1
     printed = capsys.readouterr().out
-    assert all(f"self matching, {way}" in printed and f"subject matching, {way}" in printed for way in WAYS)
+    assert all(
+        f"self matching, {way}" in printed and f"subject matching, {way}" in printed
+        for way in WAYS_WITHOUT_COARSE_MAP
+    )

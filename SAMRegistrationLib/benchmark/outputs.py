@@ -27,8 +27,10 @@ def write_outputs(run: Run, markdown_file: Path | None = None) -> Path:
     run.out.mkdir(parents=True, exist_ok=True)
     write_csv(results, run.out / "results.csv")
     tables = markdown(results, seed)
-    (run.out / "summary.md").write_text(f"# {run.suite.name}\n\n{run.suite.description}\n{tables}")
-    (run.out / "summary.json").write_text(json.dumps(summary(results, seed), indent=1) + "\n")
+    (run.out / "summary.md").write_text(
+        f"# {run.suite.name}\n\n{run.suite.description}\n{tables}", encoding="utf-8"
+    )
+    (run.out / "summary.json").write_text(json.dumps(summary(results, seed), indent=1) + "\n", encoding="utf-8")
     if markdown_file is not None:
         write_between_markers(tables, run.suite.name, markdown_file)
     return _write_report(run, results, seed)

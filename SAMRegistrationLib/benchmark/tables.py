@@ -222,8 +222,8 @@ def write_between_markers(tables: str, suite: str, path: Path) -> None:
         ValueError: if the file lacks the markers.
     """
     begin, end = f"<!-- {suite}: begin -->", f"<!-- {suite}: end -->"
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if begin not in text or end not in text:
         raise ValueError(f"{path} has no markers {begin} and {end}")
     before, rest = text.split(begin, 1)
-    path.write_text(f"{before}{begin}\n{tables}{end}{rest.split(end, 1)[1]}")
+    path.write_text(f"{before}{begin}\n{tables}{end}{rest.split(end, 1)[1]}", encoding="utf-8")
