@@ -124,8 +124,11 @@ def test_another_preset_on_the_same_volumes_computes_no_embedding_anew(
     ]
     # Fixed, moving, and moving as it is aligned, which both presets do alike.
     assert [count["computed"] for count in counts] == [3, 0] and counts[1]["reused"] >= 3
-    matched = client.match(**files, points=[[0, 0, 0]])
-    assert matched["embeddings"] == {"computed": 0, "reused": 2}
+    # Points are looked up in the aligned volume, which is embedded for the first of them.
+    first = client.match(**files, points=[[0, 0, 0]])
+    assert first["embeddings"] == {"computed": 1, "reused": 2}
+    second = client.match(**files, points=[[5, 0, 0]])
+    assert second["embeddings"]["computed"] == 0
 
 
 def test_a_query_to_a_warm_worker_costs_little_beside_its_work(
