@@ -127,6 +127,13 @@ def test_a_turned_body_is_matched_more_closely_once_it_is_aligned(phantom: list[
     assert np.quantile(errors[1], 0.9) < np.quantile(errors[0], 0.9)
 
 
+def test_what_is_little_support_depends_on_what_is_usual_between_the_two(phantom: list[EmbeddedVolume]) -> None:
+    matcher = AlignedPointMatcher(*phantom, get_extractor("sam", "cpu"))
+    for support, least in ((0.6, 0.2), (0.3, 0.15), (0.05, 0.1)):
+        matcher.consensus = Consensus(_matches(PLACES, PLACES, support))
+        assert matcher.least_support == pytest.approx(least)
+
+
 def _box(size: tuple[int, int, int], origin: tuple[float, float, float]) -> Image:
     import torch
 

