@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, UsageError
 from .deformable.command import add_deform_arguments, run_deform
@@ -139,16 +139,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _configuration(arguments: argparse.Namespace) -> TrainingConfig:
     from .config import TrainingConfig
+    from .settings import read_settings
 
-    values: dict[str, Any] = {}
-    if arguments.config:
-        try:
-            values = json.loads(arguments.config.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"The configuration {arguments.config} cannot be read: {error}.") from error
-    for name in ("architecture", "iterations", "seed"):
-        if getattr(arguments, name) is not None:
-            values[name] = getattr(arguments, name)
+    values = read_settings(
+        arguments.config, architecture=arguments.architecture, iterations=arguments.iterations, seed=arguments.seed
+    )
     try:
         return TrainingConfig.from_dict(values)
     except (TypeError, AttributeError) as error:

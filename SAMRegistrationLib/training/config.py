@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
+
+from .settings import LoopSettings, from_plain
 
 
 @dataclass(frozen=True)
@@ -103,46 +105,30 @@ class LossConfig:
     correspondence_radius: float = 12.0
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(LoopSettings):
     """One training run.
 
     Args:
-        architecture: network name; a checkpoint of another one is refused.
-        network: arguments that the network is built with, beside its defaults.
         pairs: pairs of volumes per iteration and process; the two subjects of a pair come from one body region.
-        iterations: length of the run; the learning rate is constant after `warmup` and falls to zero over the
-            last `decay` of it, so that a run can be prolonged from a checkpoint before the decay.
-        accumulation: iterations whose gradients are summed before one step.
         region_weights: how often each body region is drawn; empty means the square root of its subject count.
         pseudo_pair_probability: how often a pair of subjects is taken from the pseudo-pairs of its region, if the
             run has any.
-        checkpoint_minutes: time between checkpoints.
     """
 
     architecture: str = "sam-lite"
-    network: dict[str, Any] = field(default_factory=dict)
     pairs: int = 2
     iterations: int = 3000
-    accumulation: int = 1
     learning_rate: float = 2e-3
     weight_decay: float = 1e-3
     warmup: int = 100
     decay: float = 0.3
     average_decay: float = 0.998
-    gradient_clip: float = 1.0
-    seed: int = 1
-    mixed_precision: bool = True
-    checkpoint_minutes: float = 5.0
     region_weights: dict[str, float] = field(default_factory=dict)
     pseudo_pair_probability: float = 0.5
     views: ViewConfig = ViewConfig()
     photometric: PhotometricConfig = PhotometricConfig()
     loss: LossConfig = LossConfig()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> TrainingConfig:
@@ -152,10 +138,5 @@ class TrainingConfig:
             TypeError: if a setting is unknown.
         """
         parts = {"views": ViewConfig, "photometric": PhotometricConfig, "loss": LossConfig}
-        plain = {key: value for key, value in values.items() if key not in parts}
-        nested = {key: _from_plain(kind, values.get(key, {})) for key, kind in parts.items()}
-        return TrainingConfig(**plain, **nested)
-
-
-def _from_plain(kind: type, values: dict[str, Any]) -> Any:
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+        config: TrainingConfig = from_plain(TrainingConfig, values, parts)
+        return config

@@ -13,7 +13,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,39 +22,12 @@ from ..errors import RegistrationError
 from .checkpoint import CHECKPOINT_FILE, WEIGHTS_FILE, export_weights, read_checkpoint, write_checkpoint
 from .distributed import Processes, average_gradients, gather, share_parameters
 from .progress import Progress
+from .settings import LoopSettings
 
 AVERAGE_WARMUP = 10
 
 PRIVATE_STATES = "banks"
 """Where a checkpoint keeps what every process gathered; the name is that of the first use."""
-
-
-class LoopSettings(Protocol):
-    """What the loop reads of a run's configuration; see `TrainingConfig` for the meaning."""
-
-    @property
-    def architecture(self) -> str: ...
-    @property
-    def network(self) -> dict[str, Any]: ...
-    @property
-    def iterations(self) -> int: ...
-    @property
-    def accumulation(self) -> int: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def warmup(self) -> int: ...
-    @property
-    def decay(self) -> float: ...
-    @property
-    def average_decay(self) -> float: ...
-    @property
-    def gradient_clip(self) -> float: ...
-    @property
-    def checkpoint_minutes(self) -> float: ...
-    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ..errors import InputError, UsageError
+from ..errors import UsageError
 
 if TYPE_CHECKING:
     from .quiz_config import QuizTrainingConfig
@@ -87,16 +86,9 @@ def run_quiz(arguments: argparse.Namespace) -> int:
 
 def _configuration(arguments: argparse.Namespace) -> QuizTrainingConfig:
     from .quiz_config import RECIPES
+    from .settings import read_settings
 
-    values: dict[str, Any] = {}
-    if arguments.config:
-        try:
-            values = json.loads(arguments.config.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"The configuration {arguments.config} cannot be read: {error}.") from error
-    for name in ("iterations", "seed"):
-        if getattr(arguments, name) is not None:
-            values[name] = getattr(arguments, name)
+    values = read_settings(arguments.config, iterations=arguments.iterations, seed=arguments.seed)
     try:
         config = RECIPES[arguments.recipe].changed(values)
     except (TypeError, AttributeError) as error:

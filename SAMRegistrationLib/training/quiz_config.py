@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .quiz_views import QuizViewConfig
+from .settings import LoopSettings, from_plain
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,9 @@ class QuizLossConfig:
     pointing: float = 0.0
 
 
-@dataclass(frozen=True)
-class QuizTrainingConfig:
-    """One training run; the fields that `TrainingConfig` has too mean the same.
+@dataclass(frozen=True, kw_only=True)
+class QuizTrainingConfig(LoopSettings):
+    """One training run.
 
     Args:
         embedding: model whose frozen embedding goes in beside the image, or None as published.
@@ -66,27 +67,18 @@ class QuizTrainingConfig:
     """
 
     architecture: str = "quiz"
-    network: dict[str, Any] = field(default_factory=dict)
     embedding: str | None = None
     batch: int = 2
     iterations: int = 2000
-    accumulation: int = 1
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     warmup: int = 0
     decay: float = 0.0
     average_decay: float = 0.995
-    gradient_clip: float = 1.0
-    seed: int = 1
-    mixed_precision: bool = True
     checkpoint_minutes: float = 3.0
     views: QuizViewConfig = field(default_factory=QuizViewConfig)
     pairs: QuizPairConfig = field(default_factory=QuizPairConfig)
     loss: QuizLossConfig = field(default_factory=QuizLossConfig)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
     def changed(self, values: dict[str, Any]) -> QuizTrainingConfig:
         """With some settings replaced, as JSON gives them.
@@ -95,15 +87,11 @@ class QuizTrainingConfig:
             TypeError: if a setting is unknown.
         """
         parts = {"views": self.views, "pairs": self.pairs, "loss": self.loss}
-        nested: dict[str, Any] = {key: _changed(part, values.get(key, {})) for key, part in parts.items()}
+        nested: dict[str, Any] = {
+            key: from_plain(type(part), {**vars(part), **values.get(key, {})}) for key, part in parts.items()
+        }
         plain = {key: value for key, value in values.items() if key not in parts}
         return replace(self, **plain, **nested)
-
-
-def _changed(part: Any, values: dict[str, Any]) -> Any:
-    return replace(
-        part, **{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    )
 
 
 LITE_NETWORK = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ...errors import InputError, UsageError
+from ..settings import LoopSettings, from_plain
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
 
@@ -89,13 +90,11 @@ class DeformableLossConfig:
     masked: bool = True
 
 
-@dataclass(frozen=True)
-class DeformableConfig:
-    """One training run. What is not explained here is as in `TrainingConfig`.
+@dataclass(frozen=True, kw_only=True)
+class DeformableConfig(LoopSettings):
+    """One training run.
 
     Args:
-        architecture: the network's name.
-        network: the options that it is built with, beside its defaults.
         features: the model whose embeddings align the volumes, and enter the loss and the network if they do.
         pairs_per_step: pairs per iteration and process.
         stage_iterations: length of each stage of a network that is trained coarse to fine; empty for networks of
@@ -106,22 +105,16 @@ class DeformableConfig:
     """
 
     architecture: str = "voxelmorph"
-    network: dict[str, Any] = field(default_factory=dict)
     features: str = "sam"
     pairs_per_step: int = 1
     iterations: int = 10_000
     stage_iterations: tuple[int, ...] = ()
     frozen: int | None = None
-    accumulation: int = 1
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     warmup: int = 10
     decay: float = 0.3
     average_decay: float = 0.99
-    gradient_clip: float = 1.0
-    seed: int = 1
-    mixed_precision: bool = True
-    checkpoint_minutes: float = 5.0
     picture_every: int = 100
     source: str = ""
     pairs: PairConfig = PairConfig()
@@ -140,10 +133,6 @@ class DeformableConfig:
             begin += length
         return 0, False
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
-
     @staticmethod
     def from_dict(values: dict[str, Any]) -> DeformableConfig:
         """Rebuild from `to_dict`, or from JSON where tuples have become lists.
@@ -152,15 +141,8 @@ class DeformableConfig:
             TypeError: if a setting is unknown.
         """
         parts: dict[str, type] = {"pairs": PairConfig, "loss": DeformableLossConfig}
-        plain = {key: value for key, value in values.items() if key not in parts}
-        nested = {key: _from_plain(kind, values.get(key, {})) for key, kind in parts.items()}
-        return _from_plain(DeformableConfig, {**plain, **nested})
-
-
-def _from_plain(kind: type, values: dict[str, Any]) -> Any:
-    """A configuration from plain values, whose lists become tuples (but not inside the network's options)."""
-    kept = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    return kind(**kept)
+        config: DeformableConfig = from_plain(DeformableConfig, values, parts)
+        return config
 
 
 def shipped_configurations() -> list[str]:
