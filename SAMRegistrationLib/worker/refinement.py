@@ -28,14 +28,12 @@ Stages of the progress: "prepare", "whole image", "region 1", "region 2", ..., "
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import InputError, UsageError
-from ..files import require_writable_folder
 from ..image import Image
 from ..image_io import read_image
 from ..refinement.landmarks import LandmarkPairs
@@ -46,8 +44,7 @@ from .cache import DeviceCaches
 from .dispatch import Task
 from .feature_store import EmbeddingCounts, FeatureStore
 from .matching import file_identity
-from .outputs import check_outputs, write_outputs
-from .registration import SHARE_OF_WRITING, Registrations, usable_device
+from .registration import SHARE_OF_WRITING, Registrations
 
 
 class Refinements:
@@ -89,19 +86,12 @@ class Refinements:
         """Refine into a job folder; see the module for the parameters and the result."""
         if transform is None:
             raise UsageError("there is no registration to refine yet: register the volumes first")
-        wanted = outputs or []
-        check_outputs(wanted)
         requests = [RegionRequest.from_json(region) for region in regions or []]
         pairs = LandmarkPairs.from_json(points or [])
-        folder = Path(output).absolute()
-        require_writable_folder(folder)
-        counts, notes = EmbeddingCounts(), []
 
-        def note(sentence: str) -> None:
-            notes.append(sentence)
-            task.log(sentence)
-
-        def work(target: torch.device) -> RefinementResult:
+        def work(target: torch.device, counts: EmbeddingCounts) -> RefinementResult:
+            task.progress("prepare", 0.0)
+            paths = {"fixed": fixed, "moving": moving, "transform": transform}
             return refine(
                 transform,
                 self._volume(fixed),
@@ -118,25 +108,11 @@ class Refinements:
                 model=model,
                 progress=lambda stage, fraction: task.progress(stage, fraction * (1 - SHARE_OF_WRITING)),
                 extractors=self._store.extractors(counts),
-                sources=sources,
+                sources={name: self._described(name, path) for name, path in paths.items()},
             )
 
-        task.progress("prepare", 0.0)
-        paths = {"fixed": fixed, "moving": moving, "transform": transform}
-        sources = {name: self._described(name, path) for name, path in paths.items()}
-        target = usable_device(device, allow_cpu, note)
-        result = self._registrations.with_enough_memory(work, target, allow_cpu, note)
-        report = {**result.report, "warnings": [*result.report["warnings"], *notes]}
-        report["details"] = {**report["details"], "embeddings": asdict(counts)}
-        result = replace(result, report=report)
-        written = write_outputs(result, folder, wanted, inverse, task, 1 - SHARE_OF_WRITING)
-        return {
-            **written,
-            **_measured(report["details"]["refinement"]),
-            "report": report,
-            "warnings": report["warnings"],
-            "embeddings": asdict(counts),
-        }
+        done = self._registrations.into_folder(task, work, output, device, allow_cpu, inverse, outputs or [])
+        return {**done, **_measured(done["report"]["details"]["refinement"])}
 
     def _volume(self, path: str) -> Image:
         """A volume from its file, or as it was read last time."""

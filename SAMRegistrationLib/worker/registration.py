@@ -69,17 +69,8 @@ class Registrations:
             inverse: also write the map from moving to fixed world.
             outputs: names of further outputs.
         """
-        wanted = outputs or []
-        check_outputs(wanted)
-        folder = Path(output).absolute()
-        require_writable_folder(folder)
-        counts, notes = EmbeddingCounts(), []
 
-        def note(sentence: str) -> None:
-            notes.append(sentence)
-            task.log(sentence)
-
-        def work(target: torch.device) -> RegistrationResult:
+        def work(target: torch.device, counts: EmbeddingCounts) -> RegistrationResult:
             return register_volumes(
                 fixed,
                 moving,
@@ -95,12 +86,38 @@ class Registrations:
                 extractors=self._store.extractors(counts),
             )
 
+        return self.into_folder(task, work, output, device, allow_cpu, inverse, outputs or [])
+
+    def into_folder(
+        self,
+        task: Task,
+        work: Callable[[torch.device, EmbeddingCounts], RegistrationResult],
+        output: str,
+        device: str,
+        allow_cpu: bool,
+        inverse: bool,
+        outputs: list,
+    ) -> dict[str, Any]:
+        """Do some work that maps volumes, and write what it gives; the arguments are those of `register`.
+
+        Args:
+            work: with a device, and the counts of the embeddings that it computes and reuses.
+        """
+        check_outputs(outputs)
+        folder = Path(output).absolute()
+        require_writable_folder(folder)
+        counts, notes = EmbeddingCounts(), []
+
+        def note(sentence: str) -> None:
+            notes.append(sentence)
+            task.log(sentence)
+
         target = usable_device(device, allow_cpu, note)
-        result = self.with_enough_memory(work, target, allow_cpu, note)
+        result = self.with_enough_memory(lambda target: work(target, counts), target, allow_cpu, note)
         report = {**result.report, "warnings": [*result.report["warnings"], *notes]}
         report["details"] = {**report["details"], "embeddings": asdict(counts)}
         result = replace(result, report=report)
-        written = write_outputs(result, folder, wanted, inverse, task, 1 - SHARE_OF_WRITING)
+        written = write_outputs(result, folder, outputs, inverse, task, 1 - SHARE_OF_WRITING)
         return {**written, "report": report, "warnings": report["warnings"], "embeddings": asdict(counts)}
 
     def with_enough_memory(
