@@ -69,11 +69,6 @@ class PointPairs:
         display.SetSelectedColor(*CONFIDENT_COLOR)
         display.SetColor(*DOUBTFUL_COLOR)
 
-    def unmatched(self) -> "list[str]":
-        """Control points of the fixed list without a partner."""
-        matched = {pair.fixedID for pair in self.pairs}
-        return [identifier for identifier in definedIDs(self.fixedNode) if identifier not in matched]
-
     def positions(self, identifiers: "list[str]"):
         """World positions (N, 3) in RAS mm of points of the fixed list."""
         local = [self._local(self.fixedNode, identifier) for identifier in identifiers]

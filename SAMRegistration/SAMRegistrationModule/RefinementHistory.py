@@ -42,12 +42,6 @@ class RefinementHistory:
     def steps(self) -> "list[Step]":
         return [Step(**json.loads(node.GetAttribute(STEP_ATTRIBUTE))) for node in self._nodes()]
 
-    @property
-    def isPending(self) -> bool:
-        """Whether the last step waits for Accept or Undo."""
-        steps = self.steps
-        return bool(steps) and not steps[-1].isAccepted
-
     def begin(self):
         """Remember what the result is now; gives the function that makes a step of it."""
         scene = self._transform.GetScene()

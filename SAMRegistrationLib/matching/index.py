@@ -12,7 +12,6 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional
 
-from ..body import body_mask
 from ..features.base import FeatureMap, Features
 from ..grid import FloatArray
 from ..image import Image
@@ -58,14 +57,6 @@ class FeatureIndex:
         self._means = self._vectors.float().mean(dim=1).to(data.dtype)
         self._row_of_cell = self._cells.new_full((depth * height * width,), -1)
         self._row_of_cell[self._cells] = torch.arange(len(self._cells), device=data.device)
-
-    @classmethod
-    def of_body(cls, features: Features, image: Image) -> FeatureIndex:
-        """The vectors inside the body that `image`, which they were computed from, shows.
-
-        Air looks alike everywhere, so that neighbors of a point near the skin are better left out than looked for.
-        """
-        return cls(features, image.with_data(body_mask(image).float()))
 
     def vectors_at(self, world_points: ArrayLike) -> Tensor:
         """What to look for to find the partners of world positions (n, 3): see `query_vectors`."""

@@ -93,7 +93,7 @@ class EmbeddedVolume:
 
     @cached_property
     def index(self) -> FeatureIndex:
-        """The vectors of the body, ready to be searched."""
+        """The vectors of the body, ready to be searched; air looks alike everywhere, so it is left out."""
         return FeatureIndex(self.features, self.body)
 
     def in_body(self, points: FloatArray) -> NDArray[np.bool_]:
