@@ -38,12 +38,7 @@ def volumes(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Ca
     return build_cache(read_manifest(manifest), tmp_path_factory.mktemp("cache"), 2.0).volumes
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trainer_for(volumes: list[CachedVolume], out: Path, **changes: Any) -> Trainer:
