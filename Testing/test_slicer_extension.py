@@ -136,7 +136,7 @@ LAYERS = [
     {"Worker", "Presets", "Models", "SampleVolumes", "SelfTest", "Failures", "Environment"},
     {"JobRunner", "ProcessTransport", "Installation"},
     {"PointQueries"},
-    {"RegistrationLogic", "Dialogs", "RegionList"},
+    {"RegistrationLogic", "Dialogs", "RegionList", "SectionJob"},
     {"ApplySection", "PresetSection", "ReviewSection", "EvaluateSection", "EnvironmentSection", "PointsSection"},
     {"RefineSection"},
     {"Panel"},

@@ -1,10 +1,8 @@
 """The part of the panel around Apply: what is missing, progress, cancel, status, log, undo."""
 
-from .Failures import adviceOn
-from .Geometry import InputProblem
-from .JobRunner import CANCELLED
 from .OutputNodes import REPORT, TRANSFORM
 from .Requests import RegistrationInputs
+from .SectionJob import SectionJob
 from .TransformNodes import applyToMoving
 
 APPLY, CANCEL, STOPPING = "Apply", "Cancel", "Stopping..."
@@ -34,7 +32,7 @@ class ApplySection:
         self._isReady, self._onFinished = isReady, onFinished
         self._parameters = None
         self._running = None
-        self._job = None
+        self._job = SectionJob(logic, self._say, self._onFailed, "Cancelled; the scene is as it was.")
         ui.applyButton.clicked.connect(lambda *_: self._onApply())
         ui.undoButton.clicked.connect(lambda *_: self._onUndo())
         logic.worker.onLog = self.log
@@ -43,7 +41,7 @@ class ApplySection:
     @property
     def job(self):
         """The registration on its way, or None."""
-        return self._job
+        return self._job.running
 
     def setParameters(self, parameters) -> None:
         """Work with another parameter node."""
@@ -53,7 +51,7 @@ class ApplySection:
     def update(self) -> None:
         """Show what can be done now, and what is missing."""
         button = self._ui.applyButton
-        if self._job is not None:
+        if self.job is not None:
             button.setText(CANCEL)
             button.setToolTip("Stop; the scene stays as it was.")
             button.setEnabled(True)
@@ -70,14 +68,14 @@ class ApplySection:
 
     def cancel(self) -> None:
         """Stop the registration on its way."""
-        if self._job is None:
+        if self.job is None:
             return
         self._ui.applyButton.setText(STOPPING)
         self._ui.applyButton.setEnabled(False)
-        self._logic.cancel(self._job)
+        self._job.cancel()
 
     def _onApply(self) -> None:
-        if self._job is not None:
+        if self.job is not None:
             self.cancel()
         else:
             self._say("Starting the worker...")
@@ -95,7 +93,7 @@ class ApplySection:
         self.update()
 
     def _start(self, parameters, device: str) -> None:
-        if self._job is not None:
+        if self.job is not None:
             return
         outputs = {
             name: getattr(parameters, node) or True
@@ -108,20 +106,11 @@ class ApplySection:
         inputs = {**vars(_inputsOf(parameters)), "device": device}
         # The panel may show another parameter node, or none, when the registration ends.
         self._running = parameters
-        try:
-            self._job = self._logic.register(
-                **inputs,
-                outputs=outputs,
-                onProgress=self._onProgress,
-                onDone=self._onDone,
-                onError=self._onError,
-            )
-        except InputProblem as problem:
-            self._onError(str(problem), None, "input")
-            return
-        # A worker that cannot be started has told so already.
-        if self._job.isDone:
-            self._job = None
+
+        def register(**callbacks):
+            return self._logic.register(**inputs, outputs=outputs, onProgress=self._onProgress, **callbacks)
+
+        self._job.start(register, self._onDone)
         self.update()
 
     def _onProgress(self, stage: str, fraction: float, secondsLeft) -> None:
@@ -130,7 +119,6 @@ class ApplySection:
         self._setProgress(fraction)
 
     def _onDone(self, nodes: dict, report: dict) -> None:
-        self._job = None
         self._setProgress(None)
         parameters = self._running
         parameters.outputTransform = nodes[TRANSFORM]
@@ -143,14 +131,8 @@ class ApplySection:
         self.update()
         self._onFinished(nodes, report)
 
-    def _onError(self, message: str, hint, kind: str) -> None:
-        self._job = None
+    def _onFailed(self, message: str) -> None:
         self._setProgress(None)
-        if kind == CANCELLED:
-            self._say("Cancelled; the scene is as it was.")
-        else:
-            advice = adviceOn(message, hint, kind, self._logic.worker.log)
-            self._say("\n".join(part for part in (message, advice) if part))
         self.log(message)
         self.update()
 

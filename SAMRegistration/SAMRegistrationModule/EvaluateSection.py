@@ -1,7 +1,7 @@
 """The part of the panel that measures a result on segmentations or landmarks."""
 
-from .Geometry import InputProblem
 from .Requests import EvaluationInputs
+from .SectionJob import SectionJob
 
 
 class EvaluateSection:
@@ -18,7 +18,7 @@ class EvaluateSection:
         self._ui, self._logic = ui, logic
         self._isReady, self._showTable = isReady, showTable
         self._parameters = None
-        self._job = None
+        self._job = SectionJob(logic, ui.evaluateLabel.setText, lambda _message: self.update())
         ui.evaluateButton.clicked.connect(lambda *_: self._isReady(self._start, self._giveUp))
 
     def setParameters(self, parameters) -> None:
@@ -30,7 +30,7 @@ class EvaluateSection:
         """Show what is missing."""
         problem = self._inputs().missing() if self._parameters is not None else "There is no scene."
         self._ui.evaluateButton.setToolTip(problem or "Measure the output transform.")
-        self._ui.evaluateButton.setEnabled(problem is None and self._job is None)
+        self._ui.evaluateButton.setEnabled(problem is None and self._job.running is None)
 
     def _inputs(self) -> EvaluationInputs:
         parameters = self._parameters
@@ -51,32 +51,22 @@ class EvaluateSection:
         self._ui.evaluateLabel.setText(sentence)
 
     def _start(self, _device: str) -> None:
-        if self._parameters is None or self._job is not None:
+        if self._parameters is None or self._job.running is not None:
             return
         self._ui.evaluateLabel.setText("Measuring...")
-        try:
-            self._job = self._logic.evaluate(
-                **vars(self._inputs()),
-                tableNode=self._parameters.evaluationTable,
-                chartNode=self._parameters.evaluationChart,
-                onDone=self._onDone,
-                onError=self._onError,
-            )
-        except InputProblem as problem:
-            self._onError(str(problem), None, "input")
+        nodes = {"tableNode": self._parameters.evaluationTable, "chartNode": self._parameters.evaluationChart}
+
+        def evaluate(**callbacks):
+            return self._logic.evaluate(**vars(self._inputs()), **nodes, **callbacks)
+
+        self._job.start(evaluate, self._onDone)
         self.update()
 
     def _onDone(self, tableNode, found: dict, chartNode) -> None:
-        self._job = None
         self._parameters.evaluationTable, self._parameters.evaluationChart = tableNode, chartNode
         self._ui.evaluateLabel.setText(_summary(found))
         self.update()
         self._showTable(tableNode, chartNode)
-
-    def _onError(self, message: str, hint, _kind: str) -> None:
-        self._job = None
-        self._ui.evaluateLabel.setText("\n".join(part for part in (message, hint) if part))
-        self.update()
 
 
 def _summary(found: dict) -> str:

@@ -1,11 +1,11 @@
 """The part of the panel where points are put on the fixed volume and found on the moving one."""
 
 from .Geometry import InputProblem
-from .JobRunner import CANCELLED
 from .LandmarkFit import RIGID, fitLandmarks
 from .PointPairs import PointPairs, definedIDs
 from .PointQueries import METHODS
 from .PointTable import PointTable, writePairs
+from .SectionJob import SectionJob
 from .TransformNodes import newStart
 
 FIXED, MOVING = "fixed", "moving"
@@ -27,7 +27,8 @@ class PointsSection:
         self._points = None
         self._observed = []
         self._seen = {FIXED: {}, MOVING: {}}
-        self._wanted, self._job, self._isStarting = [], None, False
+        self._wanted, self._isStarting = [], False
+        self._job, self._heatMapJob = SectionJob(logic, self._say), SectionJob(logic, self._say)
         self._table = PointTable(ui.pointsTable, self._jumpTo)
         ui.pointMethodComboBox.addItems(list(METHODS))
         ui.pointMethodComboBox.currentIndexChanged.connect(lambda *_: self._onMethod())
@@ -136,7 +137,7 @@ class PointsSection:
     def _ask(self, identifiers: list) -> None:
         """Match points as soon as the worker is free, wherever they lie then."""
         self._wanted += [key for key in identifiers if key not in self._wanted]
-        if self._job is None and not self._isStarting and self._wanted:
+        if self._job.running is None and not self._isStarting and self._wanted:
             self._isStarting = True
             parameters = self._parameters
             self._isReady(self._send, self._giveUp, parameters.device, parameters.allowCPU)
@@ -150,7 +151,6 @@ class PointsSection:
         points = self._points
 
         def onDone(matched, found: dict) -> None:
-            self._job = None
             if points is self._points:
                 points.take(asked, matched, found)
                 self._seen[MOVING] = _positionsOf(points.movingNode)
@@ -159,21 +159,12 @@ class PointsSection:
 
         if not points.pairs:
             self._say("Preparing both volumes, once...")
-        try:
-            self._job = self._logic.matchPoints(
-                *self._volumes(),
-                points.positions(asked),
-                method=self._parameters.pointMethod,
-                device=device,
-                **self._options(),
-                onDone=onDone,
-                onError=self._onError,
-            )
-        except InputProblem as problem:
-            self._onError(str(problem), None, "input")
-            return
-        if self._job.isDone:
-            self._job = None
+        options = {**self._options(), "method": self._parameters.pointMethod, "device": device}
+
+        def match(**callbacks):
+            return self._logic.matchPoints(*self._volumes(), points.positions(asked), **options, **callbacks)
+
+        self._job.start(match, onDone)
 
     def _volumes(self) -> tuple:
         return self._parameters.fixedVolume, self._parameters.movingVolume
@@ -198,8 +189,12 @@ class PointsSection:
             self._say(f"The place that looks most like the point has a likeness of {result['highest']:.2f}.")
 
         def start(device: str) -> None:
-            options = {**self._options(), "device": device, "onDone": onDone, "onError": self._onError}
-            self._try(lambda: self._logic.heatMap(*self._volumes(), position, parameters.heatMap, **options))
+            options = {**self._options(), "device": device}
+
+            def compute(**callbacks):
+                return self._logic.heatMap(*self._volumes(), position, parameters.heatMap, **options, **callbacks)
+
+            self._heatMapJob.start(compute, onDone)
 
         self._isReady(start, self._say, parameters.device, parameters.allowCPU)
 
@@ -226,11 +221,6 @@ class PointsSection:
         if self._parameters is not None:
             self._parameters.pointMethod = self._ui.pointMethodComboBox.currentText
 
-    def _onError(self, message: str, hint, kind: str) -> None:
-        self._job = None
-        if kind != CANCELLED:
-            self._say("\n".join(part for part in (message, hint) if part))
-
     def _giveUp(self, sentence: str) -> None:
         self._isStarting, self._wanted = False, []
         self._say(sentence)
@@ -244,9 +234,9 @@ class PointsSection:
 
     def _stop(self) -> None:
         """What was asked before is not wanted any more."""
-        if self._job is not None:
-            self._logic.cancel(self._job)
-        self._job, self._wanted, self._isStarting = None, [], False
+        self._job.abandon()
+        self._heatMapJob.abandon()
+        self._wanted, self._isStarting = [], False
 
     def _jumpTo(self, position) -> None:
         import slicer

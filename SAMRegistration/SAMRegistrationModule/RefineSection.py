@@ -1,13 +1,11 @@
 """The part of the panel that corrects a result in boxes and at landmarks, step by step."""
 
 from .ApplySection import CANCEL, OUTPUT_PARAMETERS, STOPPING
-from .Failures import adviceOn
-from .Geometry import InputProblem
-from .JobRunner import CANCELLED
 from .OutputNodes import restore
 from .Refinement import SIMILARITIES, RefinementInputs
 from .RefinementHistory import RefinementHistory, Step
 from .RegionList import RegionList
+from .SectionJob import SectionJob
 
 REFINE = "Refine"
 HISTORY_COLUMNS = ("Step", "Before", "After", "State")
@@ -26,7 +24,9 @@ class RefineSection:
     def __init__(self, ui, logic, isReady, onFinished) -> None:
         self._ui, self._logic, self._isReady, self._onFinished = ui, logic, isReady, onFinished
         self._parameters = None
-        self._job, self._isStarting = None, False
+        self._isStarting = False
+        cancelled = "Cancelled; the result is as it was."
+        self._job = SectionJob(logic, self._say, lambda _message: self.update(), cancelled)
         self._after, self._outputsBefore = None, []
         self.regions = RegionList(ui, self.update)
         ui.similarityComboBox.addItems(list(SIMILARITIES))
@@ -49,7 +49,7 @@ class RefineSection:
     def update(self) -> None:
         """Show what can be done now, and what is missing."""
         button, history = self._ui.refineButton, self._history()
-        if self._job is not None:
+        if self._job.running is not None:
             button.setText(CANCEL)
             button.setEnabled(True)
         else:
@@ -60,7 +60,7 @@ class RefineSection:
             )
             button.setEnabled(problem is None and not self._isStarting)
         steps = history.steps if history is not None else []
-        isIdle = self._job is None and bool(steps)
+        isIdle = self._job.running is None and bool(steps)
         self._ui.showBeforeButton.setEnabled(isIdle)
         self._ui.undoRefineButton.setEnabled(isIdle)
         self._ui.acceptButton.setEnabled(isIdle and not steps[-1].isAccepted)
@@ -102,10 +102,10 @@ class RefineSection:
         )
 
     def _onRefine(self) -> None:
-        if self._job is not None:
+        if self._job.running is not None:
             self._ui.refineButton.setText(STOPPING)
             self._ui.refineButton.setEnabled(False)
-            self._logic.cancel(self._job)
+            self._job.cancel()
             return
         self._showAfter()
         self._isStarting = True
@@ -126,26 +126,19 @@ class RefineSection:
         title = ", ".join(node.GetName() for node in inputs["regions"]) or "landmarks"
 
         def onDone(_nodes: dict, found: dict) -> None:
-            self._job = None
             addStep(_stepOf(title, found))
             self._outputsBefore = self._logic.takeUndo()
             self._say(_summary(found, inputs["fixedLandmarks"]))
             self.update()
             self._onFinished()
 
-        try:
-            self._job = self._logic.refine(
-                **inputs,
-                outputs=self._existingOutputs(),
-                onProgress=lambda stage, share, _left: self._say(f"{stage.capitalize()}, {100 * share:.0f} %"),
-                onDone=onDone,
-                onError=self._onError,
-            )
-        except InputProblem as problem:
-            self._onError(str(problem), None, "input")
-            return
-        if self._job.isDone:
-            self._job = None
+        def onProgress(stage: str, share: float, _left) -> None:
+            self._say(f"{stage.capitalize()}, {100 * share:.0f} %")
+
+        def refine(**callbacks):
+            return self._logic.refine(**inputs, outputs=self._existingOutputs(), onProgress=onProgress, **callbacks)
+
+        self._job.start(refine, onDone)
         self.update()
 
     def _existingOutputs(self) -> dict:
@@ -190,15 +183,6 @@ class RefineSection:
         self._showAfter()
         self._history().accept()
         self._say("The step is kept. It can still be undone.")
-        self.update()
-
-    def _onError(self, message: str, hint, kind: str) -> None:
-        self._job = None
-        if kind == CANCELLED:
-            self._say("Cancelled; the result is as it was.")
-        else:
-            advice = adviceOn(message, hint, kind, self._logic.worker.log)
-            self._say("\n".join(part for part in (message, advice) if part))
         self.update()
 
     def _giveUp(self, sentence: str) -> None:

@@ -1,8 +1,7 @@
 """The part of the panel that shows a result, one click each."""
 
-from .Geometry import InputProblem
-from .JobRunner import CANCELLED
 from .Review import Review
+from .SectionJob import SectionJob
 
 PLACE = "place"
 """What the button that jumps to the worst place asks for, beside the views."""
@@ -20,7 +19,7 @@ class ReviewSection:
     def __init__(self, ui, logic, isReady) -> None:
         self._ui, self._logic, self._isReady = ui, logic, isReady
         self._parameters = None
-        self._job, self._asked = None, 0
+        self._job, self._asked = SectionJob(logic, self._say), 0
         self._known = {}
         self._views = {
             ui.checkerboardButton: "checkerboard",
@@ -100,7 +99,6 @@ class ReviewSection:
         self._say("Computing...")
 
         def onDone(found) -> None:
-            self._job = None
             self._known[what] = state
             self._say("")
             take(found)
@@ -110,27 +108,14 @@ class ReviewSection:
                 return
             views = () if what == PLACE else (what,)
             nodes = (review.transform, review.fixed, review.moving)
-            try:
-                self._job = self._logic.compare(*nodes, views, onDone=onDone, onError=self._onError)
-            except InputProblem as problem:
-                self._say(str(problem))
-                return
-            if self._job.isDone:
-                self._job = None
+            self._job.start(lambda **callbacks: self._logic.compare(*nodes, views, **callbacks), onDone)
 
         self._isReady(start, self._say)
 
     def _stop(self) -> None:
         """What was asked before is not wanted any more."""
         self._asked += 1
-        if self._job is not None:
-            self._logic.cancel(self._job)
-            self._job = None
-
-    def _onError(self, message: str, hint, kind: str) -> None:
-        if kind != CANCELLED:
-            self._job = None
-            self._say("\n".join(part for part in (message, hint) if part))
+        self._job.abandon()
 
     def _say(self, text: str) -> None:
         self._ui.reviewLabel.setText(text)

@@ -56,7 +56,7 @@ def _match_points(widget: Any) -> None:
     points = widget.panel.points
     for label, value in LABELS.items():
         widget.logic.getParameterNode().fixedPoints.AddControlPoint(*_middle_of(value), label)
-    process_until(lambda: len(points._points.pairs) == len(LABELS) and points._job is None, SECONDS)
+    process_until(lambda: len(points._points.pairs) == len(LABELS) and points._job.running is None, SECONDS)
     widget.ui.pointsTable.resizeColumnsToContents()
 
 
@@ -74,7 +74,7 @@ def _refine_box(widget: Any) -> None:
     ui.addBoxButton.click()
     ui.iterationsSpinBox.setValue(100)
     ui.refineButton.click()
-    process_until(lambda: widget.panel.refine._job is None, SECONDS)
+    process_until(lambda: widget.panel.refine._job.running is None, SECONDS)
     ui.historyTable.resizeColumnsToContents()
 
 
