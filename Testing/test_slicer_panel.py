@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,6 @@ import psutil
 import pytest
 from headless_slicer.fixtures import MODULE_FOLDER, add_image, add_points
 from headless_slicer.panel import (
-    Dialogs,
     ScriptedTransport,
     discard,
     make_module,
@@ -26,41 +24,13 @@ from headless_slicer.panel import (
     process_until,
     result_reply,
 )
-from headless_slicer.panel_fixtures import field, slicer, volumes
+from headless_slicer.panel_fixtures import REPORT, field, slicer, transport, volumes, widget
 from phantoms import phantom_pair
 
 pytest.importorskip("slicer", reason="slicer-core is not installed: the panel is not tested here")
 pytest.importorskip("PySide6", reason="PySide6 is not installed: the panel is not tested here")
 
-__all__ = ["field", "slicer", "volumes"]
-
-REPORT = {
-    "preset": "default",
-    "seconds": 12.0,
-    "machine": {"device": "cpu"},
-    "similarity": {
-        "before": {"normalized_cross_correlation": 0.4},
-        "after": {"normalized_cross_correlation": 0.9},
-    },
-    "field": {"folded_percent": 0.0},
-    "warnings": ["the volumes overlap little"],
-}
-
-
-@pytest.fixture
-def transport(field: Path) -> ScriptedTransport:
-    return ScriptedTransport({"register": lambda _: result_reply(field, REPORT)})
-
-
-@pytest.fixture
-def widget(slicer: Any, transport: ScriptedTransport, volumes: tuple[Any, Any]) -> Iterator[Any]:
-    """The panel with two volumes and the scripted worker."""
-    assert slicer.app is not None and all(volumes)
-    from SAMRegistration import SAMRegistrationLogic
-
-    widget = make_panel(SAMRegistrationLogic(makeTransport=lambda: transport), Dialogs())
-    yield widget
-    discard(widget)
+__all__ = ["field", "slicer", "transport", "volumes", "widget"]
 
 
 def test_every_widget_and_parameter_that_is_named_exists() -> None:
@@ -258,14 +228,6 @@ def test_the_panel_is_never_empty(slicer: Any, monkeypatch: pytest.MonkeyPatch) 
     discard(widget)
 
 
-def comparison_reply(request: dict[str, Any], folds: bool = False) -> dict[str, Any]:
-    """The answer to a comparison: the fixed volume as every view."""
-    parameters = request["parameters"]
-    files = {view: parameters["fixed"] for view in parameters["views"]}
-    worst = {"position": [-10.0, 10.0, -30.0], "folds": folds, "value": -0.5 if folds else 321.0}
-    return {"reply": "result", "result": {**files, "limit": 200.0, "worst": worst}}
-
-
 def test_a_panel_without_a_parent_makes_its_own_window(slicer: Any) -> None:
     import SAMRegistration
 
@@ -274,208 +236,6 @@ def test_a_panel_without_a_parent_makes_its_own_window(slicer: Any) -> None:
     widget = SAMRegistration.SAMRegistrationWidget()
     assert widget.panel is not None and widget.ui.applyButton.text == "Apply"
     slicer.mrmlScene.Clear(0)
-    discard(widget)
-
-
-def test_review_shows_every_view_and_reuses_its_volumes(
-    slicer: Any, widget: Any, volumes: tuple[Any, Any], transport: ScriptedTransport
-) -> None:
-    ui = widget.ui
-    transport.answers["compare"] = comparison_reply
-    assert not ui.fadeButton.enabled and "Register first" in ui.reviewLabel.text
-    ui.wantWarpedCheckBox.setChecked(False)
-    ui.applyButton.click()
-    composite = slicer.util.getNode("vtkMRMLSliceCompositeNode1")
-    ui.fadeButton.click()
-    ui.fadeSliderWidget.setValue(0.25)
-    assert composite.GetForegroundOpacity() == pytest.approx(0.25)
-    assert composite.GetBackgroundVolumeID() == volumes[0].GetID()
-    for button in (ui.checkerboardButton, ui.differenceButton, ui.jacobianButton):
-        button.click()
-        shown = {composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID()}
-        assert shown - {None, volumes[0].GetID(), volumes[1].GetID()}, "a volume of its own"
-        count, asked = slicer.mrmlScene.GetNumberOfNodes(), len(transport.requests)
-        ui.fadeButton.click()
-        button.click()
-        assert shown == {composite.GetBackgroundVolumeID(), composite.GetForegroundVolumeID()}
-        assert slicer.mrmlScene.GetNumberOfNodes() == count and len(transport.requests) == asked, "known"
-        assert button.checked and not ui.fadeButton.checked
-    transform = widget.logic.getParameterNode().outputTransform
-    ui.gridButton.click()
-    assert transform.GetDisplayNode().GetVisibility() and transform.GetDisplayNode().GetVisibility2D()
-    ui.gridButton.click()
-    assert not transform.GetDisplayNode().GetVisibility()
-
-
-@pytest.mark.parametrize(("folds", "words"), [(True, "folds"), (False, "differ most: 321")])
-def test_the_worst_place_is_shown_with_the_reason(
-    slicer: Any, widget: Any, transport: ScriptedTransport, folds: bool, words: str
-) -> None:
-    transport.answers["compare"] = lambda request: comparison_reply(request, folds)
-    widget.ui.wantWarpedCheckBox.setChecked(False)
-    widget.ui.applyButton.click()
-    widget.ui.worstButton.click()
-    assert words in widget.ui.reviewLabel.text
-    slice_node = slicer.util.getNode("vtkMRMLSliceNode1")
-    position = [slice_node.GetSliceToRAS().GetElement(row, 3) for row in range(3)]
-    assert position == pytest.approx([10, -10, -30])
-
-
-def test_a_view_asked_for_meanwhile_replaces_the_one_before(
-    slicer: Any, widget: Any, transport: ScriptedTransport
-) -> None:
-    ui = widget.ui
-    ui.wantWarpedCheckBox.setChecked(False)
-    ui.applyButton.click()
-    transport.answers["compare"] = lambda _: None
-    ui.checkerboardButton.click()
-    assert ui.reviewLabel.text == "Computing..."
-    waiting = transport.requests[-1]["id"]
-    transport.answers["compare"] = comparison_reply
-    ui.differenceButton.click()
-    assert {"request": "cancel", "id": waiting} in transport.requests
-    assert slicer.mrmlScene.GetFirstNodeByName("moving checkerboard") is None
-    assert slicer.mrmlScene.GetFirstNodeByName("moving difference") is not None
-
-
-def test_evaluate_fills_a_table_and_a_plot(slicer: Any, widget: Any, transport: ScriptedTransport) -> None:
-    ui = widget.ui
-    assert not ui.evaluateButton.enabled
-    ui.wantWarpedCheckBox.setChecked(False)
-    ui.applyButton.click()
-    points = [add_points(slicer, [[0, 0, 0], [9, 9, 9]]) for _ in range(2)]
-    ui.evaluationFixedLandmarksSelector.setCurrentNode(points[0])
-    ui.evaluationMovingLandmarksSelector.setCurrentNode(points[1])
-    means = {"mean_mm": 5.0, "median_mm": 5.0, "p95_mm": 5.0, "max_mm": 5.0}
-    found = {
-        "field": {"folded_percent": 0.0},
-        "landmarks": {
-            "count": 1,
-            "per_landmark": [{"name": "a", "before_mm": 9.0, "after_mm": 5.0}],
-            "mean": {"before": {name: 9.0 for name in means}, "after": means},
-        },
-    }
-    transport.answers["evaluate"] = lambda _: {"reply": "result", "result": {"report": found}}
-    ui.evaluateButton.click()
-    assert ui.evaluateLabel.text == "mean landmark error 9.0 mm before, 5.0 mm after."
-    table = widget.logic.getParameterNode().evaluationTable
-    assert table.GetTable().GetValue(0, 0).ToString() == "a"
-    ui.evaluateButton.click()
-    assert widget.logic.getParameterNode().evaluationTable is table, "updated in place"
-    assert len(slicer.util.getNodesByClass("vtkMRMLPlotSeriesNode")) == 2
-
-
-def test_the_environment_is_told_by_the_worker(widget: Any, transport: ScriptedTransport) -> None:
-    devices = [
-        {"name": "cpu", "title": "x86", "free_bytes": 2**33, "total_bytes": 2**34, "capability": None},
-        {"name": "cuda:0", "title": "A GPU", "free_bytes": None, "total_bytes": None, "capability": "9.0"},
-    ]
-    hello = {"torch": "2.13", "cuda": "12.8", "python": "3.12", "devices": devices}
-    checks = {
-        "cpu": {"works": True, "seconds": 0.002, "error": None},
-        "cuda:0": {"works": False, "seconds": 1.0, "error": "no kernel image is available for execution"},
-    }
-    transport.answers = {
-        "hello": lambda _: {"reply": "result", "result": hello},
-        "check_device": lambda request: {"reply": "result", "result": checks[request["parameters"]["device"]]},
-    }
-    widget.ui.checkEnvironmentButton.click()
-    text = widget.ui.environmentLabel.text
-    assert "PyTorch 2.13, CUDA 12.8" in text and "cpu computes (2 ms)" in text
-    assert "8.0 of 16.0 GiB free" in text and "capability 9.0" in text
-    assert "cuda:0 FAILS" in text and "press Repair" in text
-    combo = widget.ui.deviceComboBox
-    assert "cuda:0" in [combo.itemText(index) for index in range(combo.count)]
-    widget.ui.copyLogButton.click()
-    assert "torch 2" in widget._dialogs.copied and text in widget._dialogs.copied
-
-
-def checked(transport: ScriptedTransport, error: str | None) -> list[str]:
-    """Make every device but the CPU fail with an error; returns the devices that are asked for, as they are."""
-    asked: list[str] = []
-
-    def answer(request: dict[str, Any]) -> dict[str, Any]:
-        device = request["parameters"]["device"]
-        asked.append(device)
-        works = device == "cpu" or error is None
-        return {"reply": "result", "result": {"device": device, "works": works, "error": None if works else error}}
-
-    transport.answers["check_device"] = answer
-    return asked
-
-
-def test_the_device_is_tried_before_the_first_registration_only(widget: Any, transport: ScriptedTransport) -> None:
-    widget.ui.wantWarpedCheckBox.setChecked(False)
-    for _ in range(2):
-        widget.ui.applyButton.click()
-    assert transport.checks == ["auto"] and len(transport.requests) == 2
-
-
-def test_a_gpu_that_does_not_compute_is_replaced_where_that_is_allowed(
-    widget: Any, transport: ScriptedTransport
-) -> None:
-    asked = checked(transport, "no kernel image is available")
-    widget.ui.wantWarpedCheckBox.setChecked(False)
-    widget.ui.deviceComboBox.setCurrentIndex(widget.ui.deviceComboBox.findText("cuda"))
-    widget.ui.allowCPUCheckBox.setChecked(False)
-    widget.ui.applyButton.click()
-    assert "cuda does not compute" in widget.ui.statusLabel.text and "press Repair" in widget.ui.statusLabel.text
-    assert widget.ui.applyButton.enabled and asked == ["cuda"]
-    widget.ui.allowCPUCheckBox.setChecked(True)
-    widget.ui.applyButton.click()
-    registered = [each for each in transport.requests if each["request"] == "register"]
-    assert [each["parameters"]["device"] for each in registered] == ["cpu"]
-    assert "the CPU is used instead" in widget.ui.logTextEdit.plainText
-
-
-def test_apply_without_what_it_needs_says_so(widget: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from SAMRegistrationModule import EnvironmentSection
-    from SAMRegistrationModule.Environment import MISSING, PackageState
-
-    missing = [PackageState("torch", MISSING, "torch is not installed: press Install.")]
-    monkeypatch.setattr(EnvironmentSection, "inspectPackages", lambda: missing)
-    widget.ui.applyButton.click()
-    assert "5.12 or newer" in widget.ui.statusLabel.text, "there is no slicer.packaging here"
-    assert widget.ui.applyButton.enabled
-
-
-def test_models_are_listed_and_only_the_users_can_be_deleted(
-    widget: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SAMREG_MODELS", str(tmp_path))
-    entry = {"name": "mine", "file": "mine.safetensors", "licence": "CC BY 4.0", "training_data": "limbs"}
-    (tmp_path / "catalogue.json").write_text(json.dumps({"models": [entry]}))
-    (tmp_path / "mine.safetensors").write_bytes(b"0" * 1_500_000)
-    widget.ui.environmentCollapsibleButton.setCollapsed(False)
-    table = widget.ui.modelsTable
-    rows = [[table.item(row, column).text() for column in range(3)] for row in range(table.rowCount)]
-    assert rows[-1] == ["mine", "CC BY 4.0", "1.5"] and rows[0][0] == "sam-lite"
-    table.selectRow(0)
-    assert not widget.ui.deleteModelButton.enabled
-    table.selectRow(len(rows) - 1)
-    widget._dialogs.says_yes = False
-    widget.ui.deleteModelButton.click()
-    assert (tmp_path / "mine.safetensors").is_file()
-    widget._dialogs.says_yes = True
-    widget.ui.deleteModelButton.click()
-    assert not (tmp_path / "mine.safetensors").exists() and table.rowCount == len(rows) - 1
-
-
-def test_nothing_is_installed_or_started_before_the_first_use(
-    slicer: Any, monkeypatch: pytest.MonkeyPatch, volumes: tuple[Any, Any]
-) -> None:
-    assert slicer.app is not None and all(volumes)
-    from SAMRegistrationModule import Installation
-
-    from SAMRegistration import SAMRegistrationLogic
-
-    def refuse(*_: Any) -> None:
-        raise AssertionError("too early")
-
-    monkeypatch.setattr(Installation.Installer, "install", refuse)
-    widget = make_panel(SAMRegistrationLogic(makeTransport=refuse))
-    widget.enter()
-    widget.exit()
     discard(widget)
 
 

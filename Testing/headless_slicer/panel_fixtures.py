@@ -12,6 +12,19 @@ import pytest
 from phantoms import phantom_pair
 
 from .fixtures import add_image, make_module_importable
+from .panel import Dialogs, ScriptedTransport, discard, make_panel, result_reply
+
+REPORT = {
+    "preset": "default",
+    "seconds": 12.0,
+    "machine": {"device": "cpu"},
+    "similarity": {
+        "before": {"normalized_cross_correlation": 0.4},
+        "after": {"normalized_cross_correlation": 0.9},
+    },
+    "field": {"folded_percent": 0.0},
+    "warnings": ["the volumes overlap little"],
+}
 
 
 @pytest.fixture
@@ -49,6 +62,22 @@ def field(slicer: Any, tmp_path: Path) -> Path:
     matrix[:3, 3] = -80
     displacement = np.broadcast_to([-14.0, 9.0, 20.0], (17, 17, 17, 3))
     return writeDisplacementFile(tmp_path / "field.nrrd", displacement, GridGeometry((17, 17, 17), matrix))
+
+
+@pytest.fixture
+def transport(field: Path) -> ScriptedTransport:
+    return ScriptedTransport({"register": lambda _: result_reply(field, REPORT)})
+
+
+@pytest.fixture
+def widget(slicer: Any, transport: ScriptedTransport, volumes: tuple[Any, Any]) -> Iterator[Any]:
+    """The panel with two volumes and the scripted worker."""
+    assert slicer.app is not None and all(volumes)
+    from SAMRegistration import SAMRegistrationLogic
+
+    widget = make_panel(SAMRegistrationLogic(makeTransport=lambda: transport), Dialogs())
+    yield widget
+    discard(widget)
 
 
 def save_close_and_read(slicer: Any, folder: Path) -> None:
