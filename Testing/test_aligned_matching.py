@@ -116,6 +116,7 @@ def phantom() -> list[EmbeddedVolume]:
     return [EmbeddedVolume(image, extractor.extract(image)) for image in (pair.fixed, pair.moving)]
 
 
+@pytest.mark.slow
 def test_a_turned_body_is_matched_more_closely_once_it_is_aligned(phantom: list[EmbeddedVolume]) -> None:
     pair = phantom_pair(angles=(0.05, -0.04, 0.25))
     points = pair.inside(120)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 
@@ -123,11 +124,12 @@ def test_a_cancellation_by_the_listener_ends_the_stage_and_is_still_recorded() -
 
 
 def test_peak_memory_is_at_least_what_is_held_and_grows_with_it() -> None:
+    gc.collect()  # What other tests left must not be freed between the two measurements.
     held = psutil.Process().memory_info().rss / 2**20
     recorder = StageRecorder()
     with recorder.stage("allocate"):
-        block = np.ones(int(peak_memory() - held + 64) * 2**17)
-    assert recorder.stages[0].peak_memory_growth_mib == pytest.approx(64, abs=32)
+        block = np.ones(int(peak_memory() - held + 256) * 2**17)
+    assert recorder.stages[0].peak_memory_growth_mib == pytest.approx(256, abs=96)
     assert peak_memory() >= block.nbytes / 2**20
 
 

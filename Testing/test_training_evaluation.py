@@ -84,6 +84,7 @@ def test_perfect_features_find_every_structure_of_the_same_volume(volumes):
         assert set(result[way]["structures"]) == {"test 1", "test 2", "test 3"}
 
 
+@pytest.mark.slow
 def test_features_with_a_coarse_map_are_also_measured_on_the_aligned_volume(volumes):
     result = subject_matching(WorldExtractor(with_coarse_map=True), [(volumes[0], volumes[0])])
     assert result["aligned"]["same_structure"] > 0.98

@@ -303,6 +303,7 @@ def test_the_views_of_a_listed_pair_lie_around_corresponding_places(volumes, tmp
     assert 0 < listed < 12
 
 
+@pytest.mark.slow
 def test_training_with_pseudo_pairs_follows_from_its_seed_and_resumes(volumes, tmp_path):
     write_pseudo_pair(tmp_path, pair_of(volumes))
 

@@ -131,6 +131,7 @@ def test_another_preset_on_the_same_volumes_computes_no_embedding_anew(
     assert second["embeddings"]["computed"] == 0
 
 
+@pytest.mark.slow
 def test_a_query_to_a_warm_worker_costs_little_beside_its_work(
     client: WorkerClient, files: dict[str, str]
 ) -> None:
