@@ -35,6 +35,15 @@ def learned(problem: Problem, *, network: str, model: str | None = None, passes:
     """
     loaded = load_deformable(find_deformable(network, model))
     _require_features(loaded, problem)
+    shape = _network_shape(problem, loaded.spacing)
+    found = predicted(problem, loaded, passes)
+    problem.trained = TrainedObjective(_losses_with(loaded, problem), loaded.normalization)
+    problem.details["learned"] = {"model": loaded.name, "spacing": loaded.spacing, "shape": list(shape)}
+    return found
+
+
+def predicted(problem: Problem, loaded: DeformableModel, passes: int = 1) -> Tensor:
+    """What a loaded network predicts, as `learned` gives it."""
     loaded.network.to(problem.device)
     shape = _network_shape(problem, loaded.spacing)
     before = problem.displacement
@@ -45,8 +54,6 @@ def learned(problem: Problem, *, network: str, model: str | None = None, passes:
         found = problem.displacement
     finally:
         problem.displacement = before
-    problem.trained = TrainedObjective(_losses_with(loaded, problem), loaded.normalization)
-    problem.details["learned"] = {"model": loaded.name, "spacing": loaded.spacing, "shape": list(shape)}
     assert found is not None
     return remove_folds(found)
 
