@@ -10,7 +10,8 @@ from torch.nn import functional
 from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
-from SAMRegistrationLib.matching import FeatureIndex, match_points, stable_matches
+from SAMRegistrationLib.matching import FeatureIndex, match_points, query_vectors, stable_matches
+from SAMRegistrationLib.sampling import Outside, sample_points
 
 GRID = Grid((20, 18, 16), (4.0, 4.0, 4.0), (-30.0, 10.0, 5.0))
 SHIFT = np.array([8.0, -4.0, 12.0])
@@ -52,6 +53,20 @@ def test_the_search_finds_the_voxel_of_an_exhaustive_search() -> None:
     y, x = np.divmod(rest, 20)
     np.testing.assert_allclose(scores, exhaustive.values.numpy(), atol=1e-5)
     assert np.abs(GRID.to_voxel(world) - np.stack([x, y, z], 1)).max() <= 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])
+def test_a_query_is_the_mean_of_the_interpolated_vectors_around_it_also_at_the_edge(
+    memory_format: torch.memory_format,
+) -> None:
+    features = _position_features(GRID, SHIFT).fine
+    features = FeatureMap(features.data.contiguous(memory_format=memory_format), GRID)
+    voxels = np.random.default_rng(1).uniform(-2, 21, (300, 3))
+    steps = torch.cartesian_prod(*[torch.arange(-1, 2)] * 3)
+    around = (torch.from_numpy(voxels).float()[:, None] + steps).flatten(0, 1)
+    sampled = sample_points(features.data, around, Outside.EDGE).view(300, 27, -1)
+    expected = functional.normalize(sampled.mean(dim=1), dim=1)
+    torch.testing.assert_close(query_vectors(features, GRID.to_world(voxels)), expected, atol=1e-5, rtol=0)
 
 
 def test_odd_sizes_and_masks_are_respected() -> None:

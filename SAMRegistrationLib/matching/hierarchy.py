@@ -40,7 +40,8 @@ class CellHierarchy:
         blocks = (queries @ self._block_means.T).topk(kept, dim=1).indices
         children = self._children[blocks].flatten(1)
         existing = children.clamp(min=0)
-        similarity = torch.einsum("qc,qkc->qk", queries, self._cell_means[existing])
+        means = self._cell_means.index_select(0, existing.flatten()).view(*existing.shape, queries.shape[1])
+        similarity = torch.bmm(means, queries[:, :, None])[..., 0]
         similarity = similarity.masked_fill(children < 0, -2.0)
         best = similarity.topk(min(_CELLS_KEPT, similarity.shape[1]), dim=1).indices
         return existing.gather(1, best)

@@ -66,13 +66,30 @@ def match_points(
         ValueError: if the features have different numbers of channels.
     """
     source, target = indexed(fixed, fixed_mask), indexed(moving, moving_mask)
+    points = np.asarray(points_world, dtype=np.float64).reshape(-1, 3)
+    matched, score = partners(points, source, target)
+    return Matches(points, matched, score, cycle_errors(points, matched, source, target))
+
+
+def partners(points: FloatArray, source: FeatureIndex, target: FeatureIndex) -> tuple[FloatArray, FloatArray]:
+    """The partner of every world position (n, 3) of the source, and the likeness (n,) of the two.
+
+    Raises:
+        ValueError: if the features have different numbers of channels.
+    """
     if source.map.channels != target.map.channels:
         raise ValueError(f"features of {source.map.channels} and of {target.map.channels} channels cannot match")
-    points = np.asarray(points_world, dtype=np.float64).reshape(-1, 3)
     with torch.no_grad():
-        matched, score = target.nearest(source.vectors_at(points))
+        return target.nearest(source.vectors_at(points))
+
+
+def cycle_errors(
+    points: FloatArray, matched: FloatArray, source: FeatureIndex, target: FeatureIndex
+) -> FloatArray:
+    """Distance in mm (n,) between points of the source and the partners of their partners (n, 3)."""
+    with torch.no_grad():
         returned, _ = source.nearest(target.vectors_at(matched))
-    return Matches(points, matched, score, np.linalg.norm(returned - points, axis=1))
+    return np.asarray(np.linalg.norm(returned - points, axis=1))
 
 
 def stable_matches(points_world: ArrayLike, fixed: FeatureIndex, moving: FeatureIndex, cycles: int = 5) -> Matches:

@@ -22,7 +22,7 @@ from ..grid import FloatArray
 from ..image import Image
 from .index import FeatureIndex, interpolated_vectors
 from .local_affine import LocalAffines, fit_local_affines
-from .nearest import Matches, indexed, match_points
+from .nearest import Matches, cycle_errors, indexed, partners
 from .window import expected_positions, most_similar_near
 
 LEAST_NEIGHBORS = 5
@@ -107,15 +107,14 @@ def match_structurally(
         ValueError: if the features have different numbers of channels.
     """
     source, target = indexed(fixed, fixed_mask), indexed(moving, moving_mask)
-    alone = match_points(points_world, source, target)
-    matched, score = alone.matched.copy(), alone.score.copy()
-    support, residual = np.zeros(len(alone)), np.full(len(alone), np.inf)
+    points = np.asarray(points_world, dtype=np.float64).reshape(-1, 3)
+    matched, score = partners(points, source, target)
+    support, residual = np.zeros(len(points)), np.full(len(points), np.inf)
     with torch.no_grad():
-        for first in range(0, len(alone), _POINTS_AT_ONCE):
-            rows = np.arange(first, min(first + _POINTS_AT_ONCE, len(alone)))
-            points = alone.points[rows]
-            fit, enough = _fit_lattices(points, source, target, wide, fine)
-            queries = source.vectors_at(points)
+        for first in range(0, len(points), _POINTS_AT_ONCE):
+            rows = np.arange(first, min(first + _POINTS_AT_ONCE, len(points)))
+            fit, enough = _fit_lattices(points[rows], source, target, wide, fine)
+            queries = source.vectors_at(points[rows])
             width = tolerance * fit.residual
             found, likeness, possible = expected_positions(target, queries, fit.mapped, width)
             kept = (enough & possible).cpu().numpy()
@@ -127,9 +126,8 @@ def match_structurally(
                 (residual, fit.residual),
             ):
                 values[rows] = new.cpu().numpy()[kept]
-        returned, _ = source.nearest(target.vectors_at(matched))
-    cycle_error = np.linalg.norm(returned - alone.points, axis=1)
-    return StructuralMatches(alone.points, matched, score, cycle_error, support, residual)
+    cycle_error = cycle_errors(points, matched, source, target)
+    return StructuralMatches(points, matched, score, cycle_error, support, residual)
 
 
 def _fit_lattices(
