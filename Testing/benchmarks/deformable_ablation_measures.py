@@ -27,7 +27,7 @@ from .deformable_ablation_pairs import SPACING, FramedVolume
 FAR_MM = (10.0, 20.0)
 """Displacements are counted apart below, between and above these."""
 
-OPTIMIZATION = {"mind_weight": 12.0, "iterations": 50, "learning_rate": 0.3, "diffusion": 0.5}
+OPTIMIZATION: dict[str, Any] = {"mind_weight": 12.0, "iterations": 50, "learning_rate": 0.3, "diffusion": 0.5}
 """Of networks that were trained on known fields, which no optimization can go on with."""
 
 
@@ -131,8 +131,8 @@ def known_errors(pair: Pair, network: DeformableNetwork | None, optimized: bool)
 
 
 def _optimized(pair: Pair, field: Tensor) -> Tensor:
-    images = [
-        Image(volume[0, 0], Grid(volume.shape[:1:-1], (SPACING,) * 3)) for volume in (pair.fixed, pair.moving)
-    ]
+    depth, height, width = pair.fixed.shape[2:]
+    grid = Grid((width, height, depth), (SPACING,) * 3)
+    images = [Image(volume[0, 0], grid) for volume in (pair.fixed, pair.moving)]
     problem = Problem(images[0], images[1], MindExtractor(), displacement=field)
     return upsample(instance_optimization(problem, **OPTIMIZATION), tuple(field.shape[2:]))

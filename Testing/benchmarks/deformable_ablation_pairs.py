@@ -55,7 +55,7 @@ class FramedVolume:
     def as_image(self) -> Image:
         """The volume on its grid of half of `SPACING`, the box's first voxel at the origin."""
         values = self.image[0, 0].float()
-        return Image(values, Grid(values.shape[::-1], (SPACING / 2,) * 3), "int16", "CT")
+        return Image(values, Grid((2 * BOX[2], 2 * BOX[1], 2 * BOX[0]), (SPACING / 2,) * 3), "int16", "CT")
 
 
 def framed_volumes(
@@ -115,11 +115,14 @@ class FramedPairs:
         return seeded_generator(self.config.seed, part, 0)
 
     def draw(self, generator: torch.Generator) -> list[Pair]:
-        """The pair of one step."""
+        """The pairs of one step."""
+        return [self._draw_pair(generator) for _ in range(self.config.pairs_per_step)]
+
+    def _draw_pair(self, generator: torch.Generator) -> Pair:
         if GENERATED in self.config.pairs.kinds:
-            return [self.deformed(int(torch.randint(len(self.volumes), (), generator=generator)), generator)]
+            return self.deformed(int(torch.randint(len(self.volumes), (), generator=generator)), generator)
         first, second = torch.randperm(len(self.volumes), generator=generator)[:2].tolist()
-        return [self._between(first, second, self._cut(generator))]
+        return self._between(first, second, self._cut(generator))
 
     def _cut(self, generator: torch.Generator) -> tuple[int, ...]:
         """The first voxel (z, y, x) of a crop."""
