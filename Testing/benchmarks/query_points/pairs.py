@@ -30,6 +30,9 @@ CONTRAST_HU, NOISE_HU = 80.0, 25.0
 BODY_MARGIN_MM = 10.0
 MOST_POINTS = 100
 LEAST_ORGAN_VOXELS = 20
+ORGANS = ("Brainstem", "SpinalCord", "RightParotid", "LeftParotid", "Esophagus", "Larynx", "Mandible")
+"""In the order of their labels, from 1 on."""
+
 TUBES = ("SpinalCord", "Esophagus")
 """Organs whose contours end at arbitrary levels."""
 
@@ -116,7 +119,7 @@ def inter_pair(first: dict[str, Any], second: dict[str, Any], data: Path) -> Pai
         image = read_image(data / item["file"], "CT")
         labels = read_labels(data / item["labels"][0]["file"], image)
         images.append(image)
-        organs.append(organ_voxels(labels, item["label_values"]))
+        organs.append(organ_voxels(labels))
     common = [name for name in organs[0] if name in organs[1]]
     points, truth = (
         np.array([image.grid.to_world(each[name].mean(axis=0)) for name in common])
@@ -130,10 +133,10 @@ def inter_pair(first: dict[str, Any], second: dict[str, Any], data: Path) -> Pai
     return Pair(f"{first['name']}_{second['name']}", *images, points, truth, tuple(common), tubes)
 
 
-def organ_voxels(labels: Image, names: list[str]) -> dict[str, FloatArray]:
-    """The voxels (n, 3) as (x, y, z) of every organ that has enough of them; values count from 1."""
+def organ_voxels(labels: Image) -> dict[str, FloatArray]:
+    """The voxels (n, 3) as (x, y, z) of every organ that has enough of them."""
     values = labels.data.numpy().astype(int)
-    voxels = {name: np.argwhere(values == value)[:, ::-1] for value, name in enumerate(names, start=1)}
+    voxels = {name: np.argwhere(values == value)[:, ::-1] for value, name in enumerate(ORGANS, start=1)}
     return {name: inside for name, inside in voxels.items() if len(inside) >= LEAST_ORGAN_VOXELS}
 
 
