@@ -265,7 +265,7 @@ def test_it_can_be_stopped_between_iterations(pair: tuple[Image, Image]) -> None
         (
             {"regions": [RegionRequest(RegionOfInterest(np.full(3, 900.0), np.ones(3)), Side.MOVING)]},
             InputError,
-            "lies outside the fixed volume",
+            "lies outside the moving volume",
         ),
         ({"points": LandmarkPairs([[400, 0, 0]], [[0, 0, 0]])}, InputError, "lies outside the fixed volume"),
     ],

@@ -60,6 +60,13 @@ def test_mirrored_landmarks_are_told(mirror: tuple[int, ...], sentence: str) -> 
         require(POINTS, T.transform_points(POINTS) * mirror)
 
 
+def test_lists_given_to_the_other_volume_are_told() -> None:
+    far = AffineTransform.about_center(rotation((0.1, 0.0, 0.2)), (0, 0, 0), (30.0, -15.0, 10.0))
+    pairs = LandmarkPairs(far.transform_points(POINTS), POINTS)
+    with pytest.raises(InputError, match="the fixed and the moving landmarks look exchanged"):
+        require_usable(pairs, far, tissue(), tissue())
+
+
 def test_two_exchanged_partners_are_told_by_name() -> None:
     moving = T.transform_points(POINTS)
     moving[[0, 1]] = moving[[1, 0]]

@@ -127,6 +127,7 @@ def require_usable(pairs: LandmarkPairs, accepted: Transform, fixed: Image, movi
     Raises:
         InputError: with one sentence that names the landmarks.
     """
+    _refuse_exchanged_volumes(pairs, accepted)
     for name, points, image in (("fixed", pairs.fixed, fixed), ("moving", pairs.moving, moving)):
         outside = ~image.grid.contains(points)
         if outside.any():
@@ -172,6 +173,16 @@ def _require_right_sides(pairs: LandmarkPairs, accepted: Transform, moving: Imag
                 f"the moving positions of {_named(pairs, [first, second])} look exchanged "
                 f"({_direction(expected[first] - expected[second])}): swap them"
             )
+
+
+def _refuse_exchanged_volumes(pairs: LandmarkPairs, accepted: Transform) -> None:
+    """Refuse lists that fit far better the other way around."""
+    if not len(pairs):
+        return
+    given = np.median(pairs.errors(accepted))
+    exchanged = np.median(np.linalg.norm(transform_points(accepted, pairs.moving) - pairs.fixed, axis=1))
+    if given > 2 * _SWAP_LEAST_MM and exchanged < _SWAP_GAIN * given:
+        raise InputError("the fixed and the moving landmarks look exchanged: give each volume its own")
 
 
 def _refuse_mirrored(pairs: LandmarkPairs, expected: FloatArray, given: float, moving: Image) -> None:

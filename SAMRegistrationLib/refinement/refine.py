@@ -17,11 +17,11 @@ from ..inputs import TransformLike, VolumeLike, as_mask, as_transform, as_volume
 from ..metrics import StageRecorder
 from ..models.deformable import DeformableModel
 from ..pipeline import Progress, RegistrationResult
-from ..roi import RegionOfInterest
+from ..roi import RegionOfInterest, require_overlap
 from ..transforms import Transform
 from .landmarks import LandmarkPairs, in_air, require_usable
 from .patch import Patch, refined
-from .regions import RegionRequest, in_fixed_space
+from .regions import RegionRequest, Side, in_fixed_space
 from .report import describe_landmarks, refinement_report
 from .steps import Refiner, Settings
 
@@ -129,6 +129,8 @@ def refine(
         free = torch.ones(len(pairs), dtype=torch.bool).numpy()
         for number, request in enumerate(requests, 1):
             with recorder.stage(f"region {number}"):
+                if request.on is Side.MOVING:
+                    require_overlap(request.region, volumes[1].grid, "the moving volume")
                 box = in_fixed_space(request, refiner.transform)
                 inside = box.contains(pairs.fixed) if len(pairs) else free
                 free &= ~inside
