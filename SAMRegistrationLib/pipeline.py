@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .chain import noting, plan_of, run_chain
+from .configuration import lacking_memory
 from .device import resolve_device
 from .errors import InputError, NotEnoughMemoryError, RegistrationWarning, is_out_of_memory
 from .features.base import FeatureExtractor
@@ -29,7 +31,7 @@ from .metrics import StageRecorder
 from .presets import Preset, load_preset
 from .report import build_report, describe_input, write_report
 from .sampling import Interpolation
-from .stages import check_stages, require_models, run_stage, stage_labels
+from .stages import check_stages, require_models
 from .transform_io import write_transform
 from .transforms import Transform, transform_points
 
@@ -123,25 +125,19 @@ def register(
     check_stages(chosen.stages)
     require_models(chosen.stages)
     target = resolve_device(device)
-    labels = stage_labels(chosen.stages)
-    shares = {label: stage.share for label, stage in zip(labels, chosen.stages, strict=True)}
-    plan = {"prepare": 1.0, **shares, "finish": 2.0}
-    recorder = StageRecorder(progress, plan, target)
+    recorder = StageRecorder(progress, plan_of(chosen), target)
     with recorder.stage("prepare"):
         volumes = as_volume(fixed, "fixed"), as_volume(moving, "moving")
         notes: list[str] = []
-        masks = _noting(notes, lambda: (as_mask(fixed_mask, volumes[0]), as_mask(moving_mask, volumes[1])))
+        masks = noting(notes, lambda: (as_mask(fixed_mask, volumes[0]), as_mask(moving_mask, volumes[1])))
         start = as_transform(initial)
         _require_overlap(start, volumes)
-        extractor = _noting(notes, lambda: _extractor(chosen, model, target, strict, volumes, extractors))
+        extractor = noting(notes, lambda: _extractor(chosen, model, target, strict, volumes, extractors))
         _require_memory(chosen, extractor, volumes, target)
         problem = prepare(extractor, volumes, chosen.spacing, target, masks, seed)
         problem.warnings.extend(notes)
     try:
-        for label, stage in zip(labels, chosen.stages, strict=True):
-            with recorder.stage(label):
-                problem.progress = lambda fraction, label=label: recorder.advance(label, fraction)  # type: ignore[misc]
-                _noting(problem.warnings, lambda stage=stage: run_stage(problem, stage, start))  # type: ignore[misc]
+        stages = run_chain(recorder, problem, chosen, start)
         with recorder.stage("finish"):
             transform = final_transform(problem)
             result = RegistrationResult(placed(transform, "cpu"), *volumes, report={})
@@ -155,7 +151,7 @@ def register(
     report = build_report(
         inputs=inputs,
         preset=chosen.name,
-        settings={"features": problem.extractor.name, "seed": seed, "stages": chosen.stages},
+        settings={"features": problem.extractor.name, "seed": seed, "stages": stages},
         device=target,
         recorder=recorder,
         warnings=problem.warnings,
@@ -178,26 +174,18 @@ def _extractor(
     """The features asked for, or the preset's fallback where weights are missing or made for other modalities."""
     strict = strict or preset.fallback is None
     extractor = extractors(model or preset.features, device, strict=strict, mind_spacing=preset.spacing)
-    if all(extractor.suits(volume) for volume in volumes):
+    sentence = None
+    if not all(extractor.suits(volume) for volume in volumes):
+        sentence = f"{extractor.name} features were not made for volumes of this modality"
+    elif preset.automatic and model is None and not strict:
+        grids = _working_grids(preset, extractor, volumes)
+        sentence = lacking_memory(preset, extractor, max(grid.number_of_voxels for grid in grids), device)
+    if sentence is None:
         return extractor
-    sentence = f"{extractor.name} features were not made for volumes of this modality"
     if strict or preset.fallback is None:
         raise InputError(f"{sentence}; choose other features or allow the fallback")
     warnings.warn(f"{sentence}; {preset.fallback} features are used instead", RegistrationWarning, stacklevel=2)
     return extractors(preset.fallback, device, mind_spacing=preset.spacing)
-
-
-def _noting(notes: list[str], work: Callable[[], Any]) -> Any:
-    """Run `work`; the library's warnings go to `notes`, each once, all others to where they would have gone."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", RegistrationWarning)
-        result = work()
-    for warning in caught:
-        if not issubclass(warning.category, RegistrationWarning):
-            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-        elif str(warning.message) not in notes:
-            notes.append(str(warning.message))
-    return result
 
 
 def _require_overlap(start: Transform | None, volumes: tuple[Image, Image]) -> None:
@@ -216,10 +204,12 @@ def _require_overlap(start: Transform | None, volumes: tuple[Image, Image]) -> N
 def _require_memory(
     preset: Preset, extractor: FeatureExtractor, volumes: tuple[Image, Image], device: torch.device
 ) -> None:
+    require_memory_for(preset, extractor, *_working_grids(preset, extractor, volumes), volumes[0].grid, device)
+
+
+def _working_grids(preset: Preset, extractor: FeatureExtractor, volumes: tuple[Image, Image]) -> tuple[Grid, Grid]:
     spacing = extractor.spacing or preset.spacing
-    fixed, moving = (volume.grid for volume in volumes)
-    working = working_grid(fixed, spacing), _not_finer(moving, spacing)
-    require_memory_for(preset, extractor, *working, fixed, device)
+    return working_grid(volumes[0].grid, spacing), _not_finer(volumes[1].grid, spacing)
 
 
 def prepare(

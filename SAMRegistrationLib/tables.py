@@ -42,7 +42,9 @@ def evaluation_text(evaluation: Mapping[str, Any]) -> str:
 def report_text(report: Mapping[str, Any]) -> str:
     """A report: what ran where, how long, and what it reached."""
     heading = f"preset {report['preset']} on {report['machine']['device']}"
-    parts = [heading, _stages_text(report), _similarity_text(report["similarity"]), _field_text(report["field"])]
+    reasons = report["details"].get("choice", {}).get("reasons", [])
+    first = "\n".join([heading, *reasons])
+    parts = [first, _stages_text(report), _similarity_text(report["similarity"]), _field_text(report["field"])]
     parts.extend(f"warning: {warning}" for warning in report["warnings"])
     return "\n\n".join(parts)
 

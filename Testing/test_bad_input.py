@@ -297,7 +297,7 @@ def test_a_thin_slab_is_registered_with_every_preset(preset: str) -> None:
 def test_an_output_that_is_a_file_is_refused_at_once(
     good: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("SAMRegistrationLib.pipeline.run_stage", lambda *_: pytest.fail("work was started"))
+    monkeypatch.setattr("SAMRegistrationLib.chain.run_stage", lambda *_: pytest.fail("work was started"))
     (tmp_path / "result").write_text("a file")
     assert "not a folder" in refused(arguments(*good, tmp_path), 3, tmp_path, capsys)
 
@@ -305,7 +305,7 @@ def test_an_output_that_is_a_file_is_refused_at_once(
 def test_an_output_without_permission_is_refused_at_once(
     good: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("SAMRegistrationLib.pipeline.run_stage", lambda *_: pytest.fail("work was started"))
+    monkeypatch.setattr("SAMRegistrationLib.chain.run_stage", lambda *_: pytest.fail("work was started"))
     monkeypatch.setattr("os.access", lambda *_: False)
     assert "no permission" in refused(arguments(*good, tmp_path), 3, tmp_path, capsys)
 
@@ -329,7 +329,7 @@ def test_a_device_that_is_not_there_is_refused(
 def test_too_little_memory_is_told_before_the_work_with_what_is_needed_and_a_lighter_preset(
     good: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("SAMRegistrationLib.pipeline.run_stage", lambda *_: pytest.fail("work was started"))
+    monkeypatch.setattr("SAMRegistrationLib.chain.run_stage", lambda *_: pytest.fail("work was started"))
     monkeypatch.setattr(FREE_MEMORY, lambda _: 100_000_000)
     for preset in usable_preset_names():
         sentence = refused(arguments(*good, tmp_path, "--preset", preset), 4, tmp_path, capsys)
@@ -339,7 +339,7 @@ def test_too_little_memory_is_told_before_the_work_with_what_is_needed_and_a_lig
 
 
 def test_a_result_too_large_for_the_memory_is_told_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("SAMRegistrationLib.pipeline.run_stage", lambda *_: pytest.fail("work was started"))
+    monkeypatch.setattr("SAMRegistrationLib.chain.run_stage", lambda *_: pytest.fail("work was started"))
     fine = PAIR.fixed.resampled(PAIR.fixed.grid.resampled(0.7))
     monkeypatch.setattr(FREE_MEMORY, lambda _: 400_000_000)
     with pytest.raises(NotEnoughMemoryError, match=r"the result on 1\d\d x"):
@@ -366,7 +366,7 @@ def test_memory_that_runs_out_on_the_way_is_told_with_a_lighter_preset(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("SAMRegistrationLib.pipeline.run_stage", fail)
+    monkeypatch.setattr("SAMRegistrationLib.chain.run_stage", fail)
     sentence = refused(arguments(*good, tmp_path, "--preset", "default"), 4, tmp_path, capsys)
     assert f'take the preset "{load_preset("default").lighter}"' in sentence
 

@@ -257,7 +257,7 @@ def test_a_bug_is_not_taken_for_a_users_mistake(
     def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("SAMRegistrationLib.pipeline.run_stage", fail)
+    monkeypatch.setattr("SAMRegistrationLib.chain.run_stage", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         main(register_arguments(case, tmp_path / "result"))
     assert not files_below(tmp_path)

@@ -49,6 +49,8 @@ LAYERS = [
     ["presets"],
     ["memory_estimate"],
     ["stages", "finish"],
+    ["configuration"],
+    ["chain"],
     ["pipeline"],
     ["refinement"],
     ["figure_scene"],

@@ -51,7 +51,7 @@ def test_every_preset_is_complete_and_names_only_what_exists(name: str) -> None:
     assert preset.summary.endswith(".")
     assert {stage.name for stage in preset.stages} <= {"align", *DEFORMABLE}
     assert preset.stages[0].name == "align"
-    assert (len(preset.stages) == 1) == (name in LINEAR)
+    assert (len(preset.stages) == 1) == (name in LINEAR or preset.automatic)
     assert all(stage.share > 0 for stage in preset.stages)
     assert preset.fallback in ("mind", None) and (preset.features == "mind" or preset.fallback == "mind")
 

@@ -38,6 +38,7 @@ class Preset:
         spacing: working spacing in mm.
         stages: what happens, in this order.
         lighter: the preset to offer where memory does not suffice.
+        automatic: whether its stages only align, and what follows is chosen then (see ``configuration``).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Preset:
     spacing: float
     stages: tuple[Stage, ...]
     lighter: str | None = None
+    automatic: bool = False
 
     @property
     def networks(self) -> set[str]:

@@ -1,0 +1,5 @@
+"""The preset `auto`: which preset, features, levels and search range suit two volumes, and why."""
+
+from .choice import Choice, choose, lacking_memory
+
+__all__ = ["Choice", "choose", "lacking_memory"]
