@@ -141,6 +141,24 @@ def test_apply_registers_and_undo_takes_it_back(
     assert transport.requests[0]["parameters"]["allow_cpu"] is True
 
 
+def test_an_automatic_preset_says_what_it_took_and_why(
+    slicer: Any, widget: Any, transport: ScriptedTransport
+) -> None:
+    ui = widget.ui
+    reasons = ["preset rigid: nothing has bent.", "levels: none, a linear map only."]
+    field = Path(transport.answers["register"]({})["result"]["field"])
+    report = {**REPORT, "preset": "auto", "details": {"choice": {"preset": "rigid", "reasons": reasons}}}
+    transport.answers["register"] = lambda _: result_reply(field, report)
+    ui.wantWarpedCheckBox.setChecked(False)
+    ui.presetComboBox.setCurrentIndex(ui.presetComboBox.findText("auto"))
+    ui.applyButton.click()
+    assert transport.requests[0]["parameters"]["preset"] == "auto"
+    assert "Chosen was the preset rigid: nothing has bent." in ui.statusLabel.text
+    rows = widget.logic.getParameterNode().outputReport.GetTable()
+    found = [rows.GetValue(row, 1).ToString() for row in range(rows.GetNumberOfRows())]
+    assert set(reasons) <= set(found)
+
+
 def test_apply_turns_into_cancel(slicer: Any, widget: Any, transport: ScriptedTransport) -> None:
     ui = widget.ui
     transport.answers = {"cancel": lambda _: {"reply": "error", "message": "cancelled", "kind": "cancelled"}}

@@ -180,4 +180,5 @@ def _summary(report: dict) -> str:
     folded = report.get("field", {}).get("folded_percent")
     if folded is not None:
         parts.append(f"{folded:.2f} % of the voxels fold")
-    return "; ".join(parts) + "."
+    chosen = report.get("details", {}).get("choice", {}).get("reasons", [])[:1]
+    return " ".join(["; ".join(parts) + ".", *(f"Chosen was the {reason}" for reason in chosen)])

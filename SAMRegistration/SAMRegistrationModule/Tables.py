@@ -21,6 +21,7 @@ def tableOf(columns: "dict[str, list]") -> vtk.vtkTable:
 def reportTable(report: dict) -> vtk.vtkTable:
     """A registration report as two columns, in the order in which a reader asks."""
     rows = [("preset", report.get("preset", "")), ("device", report.get("machine", {}).get("device", ""))]
+    rows += [("choice", sentence) for sentence in report.get("details", {}).get("choice", {}).get("reasons", [])]
     rows += [("warning", sentence) for sentence in report.get("warnings", [])]
     rows += [("note", sentence) for sentence in report.get("notes", [])]
     rows += [(f"seconds, {stage['name']}", stage["seconds"]) for stage in report.get("stages", [])]
