@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from phantoms import PhantomPair, phantom_pair
+from strategies import rotation
 
 from SAMRegistrationLib import AffineTransform, Grid, Image
 from SAMRegistrationLib.errors import InputError, UsageError
@@ -20,8 +21,10 @@ from SAMRegistrationLib.methods.quiz import (
     QuizPointMatcher,
     Quizzer,
     agreement,
+    depth_inside,
     fit_answers,
     mean_translation,
+    shown_translation,
 )
 from SAMRegistrationLib.methods.quiz_inputs import (
     Cube,
@@ -137,15 +140,26 @@ def test_asking_many_points_at_once_is_asking_each(volumes: list[EmbeddedVolume]
     assert (together.sigma_mm > 0).all() and len(quizzer.ask(np.empty((0, 3))).matched) == 0
 
 
-def test_the_mean_displacement_leaves_out_what_is_not_shown() -> None:
-    points = np.arange(12.0).reshape(4, 3)
-    matched = points + np.array([5.0, 0.0, -2.0])
-    matched[3] += 100
-    answers = QuizAnswers(points, matched, np.ones(4))
-    shown = np.array([True, True, True, False])
-    np.testing.assert_allclose(mean_translation(answers, shown).matrix[:3, 3], [5, 0, -2])
-    np.testing.assert_allclose(mean_translation(answers).matrix[:3, 3], [30, 25, 23])
-    np.testing.assert_allclose(mean_translation(answers, ~(shown | True)).matrix[:3, 3], [30, 25, 23])
+def test_the_translation_leaves_out_what_the_moving_volume_does_not_show() -> None:
+    points = np.random.default_rng(0).uniform(-100, 100, (400, 3))
+    truth = AffineTransform.about_center(rotation((0.0, 0.0, 0.3)), (0, 0, 0), (40.0, -10.0, 25.0))
+    places = truth.transform_points(points)
+    grid = Grid((60, 60, 25), (4.0, 4.0, 4.0), (-78.0, -128.0, -98.0))
+    shown = grid.contains(places)
+    # Where it is not shown, a point gets an answer at the edge of what is.
+    upper = np.asarray(grid.to_world([[59.0, 59.0, 24.0]]))[0]
+    matched = np.where(shown[:, None], places, np.minimum(places, upper))
+    answers = QuizAnswers(points, matched, np.full(400, 20.0))
+    found = shown_translation(answers, fit_answers(answers), grid).matrix[:3, 3]
+    expected = (places - points)[shown].mean(axis=0)
+    assert np.linalg.norm(found - expected) < 2.0
+    assert np.linalg.norm(mean_translation(answers).matrix[:3, 3] - expected) > 20.0
+
+
+def test_depth_inside_is_the_distance_to_the_nearest_face() -> None:
+    grid = Grid((10, 20, 30), (2.0, 1.0, 3.0), (5.0, 5.0, 5.0))
+    points = grid.to_world([[4.5, 9.5, 14.5], [0.0, 9.5, 14.5], [4.5, 20.5, 14.5]])
+    np.testing.assert_allclose(depth_inside(grid, points), [10.0, 1.0, -1.0])
 
 
 def test_answers_without_confidence_do_not_bend_the_fit() -> None:

@@ -18,7 +18,7 @@ from ..alignment.feature_alignment import body_grid
 from ..alignment.refinement import Model
 from ..alignment.robust_fit import Fit, robust_fit
 from ..errors import InputError
-from ..grid import FloatArray
+from ..grid import FloatArray, Grid
 from ..matching import FeatureIndex
 from ..models.quiz import QuizModel
 from ..networks.quiz import JointMap
@@ -31,6 +31,8 @@ TOLERANCE_MM = 25.0
 """Distance at which an answer begins to count as wrong in a fit."""
 
 _QUERIES_AT_ONCE = 1024
+_SHOWN_ROUNDS = 3
+_WELL_INSIDE_MM = 20.0
 _AGREEMENT_MM = 20.0
 """Distance from the map of the whole body at which an answer's support is a quarter."""
 
@@ -97,26 +99,63 @@ class Quizzer:
         return QuizAnswers(points, matched, torch.cat(sigmas).double().cpu().numpy() * search.side / 2)
 
 
-def mean_translation(answers: QuizAnswers, shown: NDArray[np.bool_] | None = None) -> AffineTransform:
-    """The paper's alignment: the shift by the mean displacement of the points asked.
+def mean_translation(answers: QuizAnswers) -> AffineTransform:
+    """The paper's alignment: the shift by the mean displacement of the points asked."""
+    return AffineTransform.translation((answers.matched - answers.points).mean(axis=0))
+
+
+def shown_translation(answers: QuizAnswers, fit: Fit, shows: Grid, seed: int = 0) -> AffineTransform:
+    """As `mean_translation`, of the points that the searched volume shows, by the map that their answers agree on.
+
+    The paper's landmarks were chosen in both volumes. Points all over a body also get an answer within the volume
+    where that does not show them, which draws the map; so it is fitted again to those that it puts well inside.
 
     Args:
         answers: to the points.
-        shown: (n,) which of them the searched volume shows; all of them if None or if it shows none. Others have
-            no displacement to speak of, which the paper's landmarks, chosen in both volumes, need not consider.
+        fit: of all answers.
+        shows: the searched volume's grid.
+        seed: of the robust fits.
     """
-    kept = np.ones(len(answers.points), dtype=bool) if shown is None or not shown.any() else shown
-    return AffineTransform.translation((answers.matched - answers.points)[kept].mean(axis=0))
+    transform = fit.transform
+    for _ in range(_SHOWN_ROUNDS):
+        depth = depth_inside(shows, transform.transform_points(answers.points))
+        well_inside = np.clip(depth / _WELL_INSIDE_MM, 0.0, 1.0)
+        try:
+            transform = fit_answers(answers, seed=seed, trust=well_inside).transform
+        except InputError:
+            break
+    places = transform.transform_points(answers.points)
+    shown = shows.contains(places)
+    kept = shown if shown.any() else ~shown
+    return AffineTransform.translation((places - answers.points)[kept].mean(axis=0))
 
 
-def fit_answers(answers: QuizAnswers, model: Model = Model.AFFINE, seed: int = 0) -> Fit:
+def depth_inside(grid: Grid, points_world: FloatArray) -> FloatArray:
+    """How far in mm positions (n, 3) lie from the nearest face of a grid's box; negative outside."""
+    voxel = grid.to_voxel(points_world)
+    to_face = np.minimum(voxel + 0.5, np.asarray(grid.size) - 0.5 - voxel) * np.asarray(grid.spacing)
+    return np.asarray(to_face.min(axis=1))
+
+
+def fit_answers(
+    answers: QuizAnswers, model: Model = Model.AFFINE, seed: int = 0, trust: FloatArray | None = None
+) -> Fit:
     """The map that most answers agree with, by their confidence.
+
+    Args:
+        answers: to the points.
+        model: the most that may be fitted.
+        seed: of the robust fit.
+        trust: (n,) 0 to 1, by which the confidence is multiplied; answers of no trust take no part.
 
     Raises:
         InputError: if too few agree on any.
     """
     weights = answers.confidence / answers.confidence.max()
-    return robust_fit(answers.points, answers.matched, weights, model, TOLERANCE_MM, seed=seed)
+    if trust is not None:
+        weights = weights * trust
+    kept = weights > 0
+    return robust_fit(answers.points[kept], answers.matched[kept], weights[kept], model, TOLERANCE_MM, seed=seed)
 
 
 class QuizPointMatcher(PointMatcher):
@@ -153,13 +192,12 @@ class QuizPointMatcher(PointMatcher):
         """Of points all over the fixed body."""
         return self.forward.ask(body_grid(self.fixed.body, most=MOST_QUERIES))
 
-    @property
+    @cached_property
     def translation(self) -> AffineTransform:
         """The mean displacement of the points of the body that the moving volume shows, as far as can be told."""
         if self.body_fit is None:
             return mean_translation(self.body_answers)
-        places = self.body_fit.transform.transform_points(self.body_answers.points)
-        return mean_translation(self.body_answers, self.moving.image.grid.contains(places))
+        return shown_translation(self.body_answers, self.body_fit, self.moving.image.grid, self.seed)
 
     @cached_property
     def body_fit(self) -> Fit | None:

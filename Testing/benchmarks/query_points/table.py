@@ -103,13 +103,17 @@ def _organ_row(
 
 def translation_table(pairs: list[Parts]) -> list[str]:
     """How far translations end from the best one, and on how many pairs ours end closer than intensities."""
-    large = [parts for parts in pairs if np.linalg.norm(shift(parts)) >= LARGE_SHIFT_MM and "intensities" in parts]
+    large = [
+        parts
+        for parts in pairs
+        if parts.get("intensities", {}).get("translations") and np.linalg.norm(shift(parts)) >= LARGE_SHIFT_MM
+    ]
     if not large:
         return []
     offsets = [translation_offsets(parts) for parts in large]
     lines = [
         f"**Translation alone** ({len(large)} self pairs shifted by {LARGE_SHIFT_MM:g} mm or more), distance in "
-        "mm from the mean displacement of the points",
+        "mm from the mean displacement of the body",
         "",
         "| translation | median | mean | largest | closer than intensities | than these from the frames |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
