@@ -15,7 +15,7 @@ from SAMRegistrationLib.presets import load_preset, preset_names, usable_preset_
 from SAMRegistrationLib.stages import DEFORMABLE
 
 REQUIRED = {"affine", "convexadam", "default", "rigid", "samconvex", "samconvex-io"}
-SLOW = {"convexadam", "samconvex", "samconvex-io"}
+SLOW = {"auto", "convexadam", "samconvex", "samconvex-io"}
 LINEAR = {"affine", "rigid"}
 LARGEST_MEAN_ERROR_MM = {"rigid": 4.5, "affine": 3.5}
 """A linear map cannot follow the deformation; all others must come within a working voxel on average."""
