@@ -30,7 +30,7 @@ from SAMRegistrationLib.models.deformable import DeformableModel, load_deformabl
 
 from .cases import VOLUMES, LocalMotion, make_case
 from .landmarks import landmark_rows
-from .regions import region_row
+from .regions import ITERATIONS, region_row
 from .report import draw_curves, landmark_table, region_table
 
 
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--local", default="9:8", help="mm of the motion in the box : its scale in mm")
     parser.add_argument("--similarity", default="mse", help="mse, lncc or mind")
     parser.add_argument("--network", metavar="MODEL", help="refine the weights of this model of the catalogue")
+    parser.add_argument("--iterations", type=int, default=ITERATIONS, help="of ISO, or of ISO and RSO together")
     parser.add_argument("--landmarks", action="store_true", help="landmarks instead of boxes")
     parser.add_argument("--table", action="store_true", help="only write tables and picture")
     options = parser.parse_args()
@@ -81,7 +82,7 @@ def measured(
     case = make_case(options.data, volume, motion)
     if options.landmarks:
         return landmark_rows(case, VOLUMES.index(volume))
-    row = region_row(case, Similarity(options.similarity), model)
+    row = region_row(case, Similarity(options.similarity), model, options.iterations)
     return [{**row, "local": f"{motion.amplitude:g} at {motion.scale:g}"}]
 
 

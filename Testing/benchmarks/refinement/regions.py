@@ -28,8 +28,11 @@ from SAMRegistrationLib.transforms import Transform
 
 from .cases import MARGIN_MM, Case
 
-ISO_LONG, ISO_SHORT, RSO = 500, 100, 400
-WATCHED_EVERY = 50
+ITERATIONS = 500
+ISO_SHARE = 0.2
+"""Of the iterations, before RSO goes on."""
+
+WATCHES = 10
 
 Curve = list[tuple[int, float]]
 
@@ -42,11 +45,13 @@ class Run:
         case: the pair.
         similarity: what is compared.
         model: whose weights are the unknowns; None for the displacement itself.
+        iterations: of ISO alone, or of ISO and RSO together.
     """
 
     case: Case
     similarity: Similarity
     model: DeformableModel | None = None
+    iterations: int = ITERATIONS
 
     def __post_init__(self) -> None:
         self._errors = RegionErrors(self.case.box, self.case.fixed, self.case.moving)
@@ -88,10 +93,11 @@ class Run:
         case = self.case
         curve: Curve = []
         paused = 0.0
+        every = max(1, self.iterations // WATCHES)
 
         def watch(iteration: int, found: Callable[[], DisplacementField]) -> None:
             nonlocal paused
-            if (iteration + 1) % WATCHED_EVERY == 0:
+            if (iteration + 1) % every == 0:
                 began = time.process_time()
                 curve.append((iteration + 1, self.error(CompositeTransform([found(), start]))))
                 paused += time.process_time() - began
@@ -109,14 +115,17 @@ class Run:
         return optimize_network(pair, self.model, settings, watch=watch).correction
 
 
-def region_row(case: Case, similarity: Similarity, model: DeformableModel | None = None) -> dict[str, Any]:
+def region_row(
+    case: Case, similarity: Similarity, model: DeformableModel | None = None, iterations: int = ITERATIONS
+) -> dict[str, Any]:
     """ISO against RSO on one pair."""
-    run = Run(case, similarity, model)
+    run = Run(case, similarity, model, iterations)
+    first = round(ISO_SHARE * iterations)
     start = run.general()
     general = run.error(start)
-    iso, iso_curve, iso_seconds = run.whole_image(start, ISO_LONG)
-    accepted, first_curve, _ = run.whole_image(start, ISO_SHORT)
-    rso, rso_curve, rso_seconds = run.region(accepted, RSO)
+    iso, iso_curve, iso_seconds = run.whole_image(start, iterations)
+    accepted, first_curve, _ = run.whole_image(start, first)
+    rso, rso_curve, rso_seconds = run.region(accepted, iterations - first)
     iso_error, rso_error = run.error(iso), run.error(rso)
     truth = case.truth.displacement(case.fixed.grid)
     errors = {"identity": run.error(AffineTransform()), "general": general, "iso": iso_error, "rso": rso_error}
@@ -124,12 +133,13 @@ def region_row(case: Case, similarity: Similarity, model: DeformableModel | None
         "name": case.name,
         "unknowns": "displacement" if model is None else "weights",
         "similarity": similarity.value,
+        "iterations": iterations,
         "rmse": {**errors, "ratio": rso_error / iso_error, "truth": run.error(truth)},
         **field_measures(case, truth, {"before": accepted, "after": rso, "iso": iso}),
         "cpu_seconds": {"iso": iso_seconds, "rso": rso_seconds},
         "curves": {
             "iso": [(0, general), *iso_curve],
-            "rso": [(0, general), *first_curve, *((ISO_SHORT + n, value) for n, value in rso_curve)],
+            "rso": [(0, general), *first_curve, *((first + n, value) for n, value in rso_curve)],
         },
     }
 

@@ -16,13 +16,14 @@ def region_table(rows: Rows) -> str:
         "pair": "---",
         "local mm at scale": "---",
         "unknowns": "---",
+        "iterations": "---:",
         "RMSE in the box HU: start": "---:",
-        "ISO 500": "---:",
-        "ISO 100 + RSO 400": "---:",
+        "ISO": "---:",
+        "ISO, then RSO": "---:",
         "under the exact map": "---:",
         "ratio": "---:",
-        "error in the box mm: ISO": "---:",
-        "RSO": "---:",
+        "error in the box mm: after ISO": "---:",
+        "after RSO": "---:",
         "outside box and margin mm": "---:",
         "folded voxels": "---:",
         "ISO CPU s": "---:",
@@ -32,7 +33,8 @@ def region_table(rows: Rows) -> str:
     for row in rows:
         rmse, folded, seconds = row["rmse"], row["folded_voxels"], row["cpu_seconds"]
         lines.append(
-            f"| {row['name']} | {row['local']} | {row['unknowns']} | {rmse['general']:.0f} | {rmse['iso']:.1f} | "
+            f"| {row['name']} | {row['local']} | {row['unknowns']} | {row['iterations']} | "
+            f"{rmse['general']:.0f} | {rmse['iso']:.1f} | "
             f"{rmse['rso']:.1f} | {rmse['truth']:.1f} | {rmse['ratio']:.2f} | {row['error_mm']['iso']:.2f} | "
             f"{row['error_mm']['rso']:.2f} | {row['outside_mm']:.3f} | {folded['before']} to {folded['after']} | "
             f"{seconds['iso']:.0f} | {seconds['rso']:.0f} |"
