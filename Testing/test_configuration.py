@@ -11,10 +11,11 @@ import torch
 from phantoms import PhantomPair, phantom_pair
 
 from SAMRegistrationLib import register
+from SAMRegistrationLib.body import Regions
 from SAMRegistrationLib.configuration import lacking_memory
 from SAMRegistrationLib.configuration.choice import choose
 from SAMRegistrationLib.configuration.decision import COMPARISONS, decide, read_rules
-from SAMRegistrationLib.configuration.residual import residual_of
+from SAMRegistrationLib.configuration.residual import Residual, residual_of
 from SAMRegistrationLib.configuration.situation import CT, MIXED, NO_CT, Situation, situation_of
 from SAMRegistrationLib.features.mind import MindExtractor
 from SAMRegistrationLib.image import Image
@@ -105,6 +106,10 @@ def problem_of(fixed: Image, moving: Image, initial: AffineTransform | None = No
     return Problem(fixed, moving, MindExtractor(), initial=initial or AffineTransform())
 
 
+def residual(problem: Problem) -> Residual | None:
+    return residual_of(problem, Regions.of(problem.fixed))
+
+
 def moved_only(pair: PhantomPair) -> tuple[Problem, AffineTransform]:
     """The phantom against itself under a rigid motion by its header, and that motion."""
     angle = np.deg2rad(7.0)
@@ -128,7 +133,7 @@ def bent(pair: PhantomPair, voxels: float) -> Problem:
 
 
 def test_a_motion_is_told_from_bending(pair: PhantomPair) -> None:
-    still, bowed = residual_of(moved_only(pair)[0]), residual_of(bent(pair, 2.0))
+    still, bowed = residual(moved_only(pair)[0]), residual(bent(pair, 2.0))
     assert still is not None and bowed is not None
     assert still.bent_mm < 0.5 and still.matches > 150
     assert 1.0 < bowed.bent_mm < 4.0
@@ -137,8 +142,9 @@ def test_a_motion_is_told_from_bending(pair: PhantomPair) -> None:
 
 def test_where_too_few_patches_match_nothing_is_said(pair: PhantomPair) -> None:
     far = AffineTransform.translation([1000.0, 0.0, 0.0])
-    assert residual_of(problem_of(pair.fixed, pair.moving, far)) is None
-    situation = situation_of(problem_of(pair.fixed, pair.moving, far), load_preset("default"), given_start=False)
+    problem = problem_of(pair.fixed, pair.moving, far)
+    assert residual(problem) is None
+    situation = situation_of(problem, Regions.of(pair.fixed), load_preset("default"), given_start=False)
     assert situation.matches == 0 and situation.bent_mm is None and situation.overlap == 0.0
 
 

@@ -71,7 +71,8 @@ def choose(problem: Problem, aligned_by: Stage, start: Transform | None) -> Choi
         start: what the user gave to start from.
     """
     usual, rules = read_rules()
-    situation = situation_of(problem, load_preset(usual), given_start=start is not None)
+    regions = Regions.of(problem.fixed)
+    situation = situation_of(problem, regions, load_preset(usual), given_start=start is not None)
     rule = decide(situation, rules)
     preset = load_preset(rule.take)
     first, *others = preset.stages
@@ -83,13 +84,12 @@ def choose(problem: Problem, aligned_by: Stage, start: Transform | None) -> Choi
     if first.settings.get("model") == aligned_by.settings.get("model"):
         return Choice(preset.name, tuple(others), start, reasons, rule.name, situation)
     again = replace(first, settings={**first.settings, "refine": True})
-    return Choice(preset.name, (again, *others), _stiffer(problem), reasons, rule.name, situation)
+    return Choice(preset.name, (again, *others), _stiffer(problem, regions), reasons, rule.name, situation)
 
 
-def _stiffer(problem: Problem) -> AffineTransform:
+def _stiffer(problem: Problem, regions: Regions) -> AffineTransform:
     """The rigid map that is closest to the alignment inside the fixed body."""
     assert isinstance(problem.initial, AffineTransform)
-    regions = Regions.of(problem.fixed)
     points = body_grid(regions.image.with_data(regions.body.float()))
     return fit_transform(points, problem.initial.transform_points(points), None, Model.RIGID)
 

@@ -59,11 +59,16 @@ class Residual:
     reach_mm: float
 
 
-def residual_of(problem: Problem) -> Residual | None:
-    """Measure a pair whose initial map is found; None where too few patches match or it is not linear."""
+def residual_of(problem: Problem, regions: Regions) -> Residual | None:
+    """Measure a pair whose initial map is found; None where too few patches match or it is not linear.
+
+    Args:
+        problem: the pair.
+        regions: of its fixed volume.
+    """
     if not isinstance(problem.initial, AffineTransform):
         return None
-    points, found = _matched(problem)
+    points, found = _matched(problem, regions)
     if len(points) < LEAST_POINTS:
         return None
     moved = problem.initial.transform_points(found)
@@ -77,11 +82,10 @@ def residual_of(problem: Problem) -> Residual | None:
     return Residual(len(points), bent**0.5, noise**0.5, float(np.quantile(reach, 0.95)))
 
 
-def _matched(problem: Problem) -> tuple[FloatArray, FloatArray]:
+def _matched(problem: Problem, regions: Regions) -> tuple[FloatArray, FloatArray]:
     """Points of the fixed body, and where the patches around them lie in the aligned moving volume (LPS mm)."""
     extractor = MindExtractor(device=problem.device)
     fixed, moving = (features.fine for features in problem.features(extractor))
-    regions = Regions.of(problem.fixed)
     body = regions.image.with_data(regions.body.float())
     points = body_grid(body, POINT_DISTANCE_MM, MOST_POINTS)
     center = np.rint(fixed.grid.to_voxel(points)).astype(int)

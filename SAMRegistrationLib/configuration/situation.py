@@ -56,15 +56,16 @@ class Situation:
     certainty: float
 
 
-def situation_of(problem: Problem, usual: Preset, *, given_start: bool) -> Situation:
+def situation_of(problem: Problem, regions: Regions, usual: Preset, *, given_start: bool) -> Situation:
     """Look at an aligned pair.
 
     Args:
         problem: the pair with its initial map.
+        regions: of its fixed volume.
         usual: the preset whose needs count.
         given_start: whether the user gave the initial map.
     """
-    residual = residual_of(problem)
+    residual = residual_of(problem, regions)
     voxels = max(problem.grid.number_of_voxels, problem.moving.grid.number_of_voxels)
     needed = working_memory(usual, problem.extractor, voxels) / GIGABYTE
     free = available_memory(problem.device)
@@ -77,7 +78,7 @@ def situation_of(problem: Problem, usual: Preset, *, given_start: bool) -> Situa
         needed_gb=needed,
         free_gb=free_gb,
         memory_share=None if free_gb is None else needed / max(free_gb, 1e-3),
-        section_cm2=_section(problem),
+        section_cm2=_section(regions),
         overlap=_overlap(problem),
         stretch=_stretch(problem),
         doubtful=any(warning.startswith("check the alignment") for warning in problem.warnings),
@@ -99,8 +100,7 @@ def _described(residual: Residual | None) -> dict:
     return {**vars(residual), "certainty": certainty}
 
 
-def _section(problem: Problem) -> float:
-    regions = Regions.of(problem.fixed)
+def _section(regions: Regions) -> float:
     areas = regions.body.sum(dim=(1, 2)).double().numpy()
     spacing = regions.image.grid.spacing
     return float(np.median(areas[areas > 0])) * spacing[0] * spacing[1] / 100 if areas.any() else 0.0
