@@ -84,7 +84,7 @@ def align_features(
     if len(matches) > 5:
         matches = matches.select(matches.score >= np.quantile(matches.score, _LOWEST_SCORE_SHARE))
     stable = len(matches)
-    weights = np.clip(matches.score, 1e-3, None) * _core_weights(matches.points)
+    weights = np.clip(matches.score, 1e-3, None) * core_weights(matches.points)
     fit = robust_fit(matches.points, matches.matched, weights, model, TOLERANCE_MM, seed=seed)
     possible = _possible(matches, fit, fixed_body, moving_body)
     if not possible.all() and int((fit.inliers & possible).sum()) >= WELL_SUPPORTED:
@@ -111,7 +111,7 @@ def _possible(matches: Matches, fit: Fit, fixed_body: Image, moving_body: Image)
     return there & back
 
 
-def _core_weights(points: FloatArray) -> FloatArray:
+def core_weights(points: FloatArray) -> FloatArray:
     """Less for points far from the body's axis: shoulders and arms move, and matter less than what lies within.
 
     Args:

@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..transforms import AffineTransform, Transform
 from .problem import Problem
 from .sam_affine import sam_affine
+from .second_look import look_again
 
 
 def align_stage(problem: Problem, start: Transform | None, *, model: str = "affine", refine: bool = False) -> None:
@@ -45,6 +46,8 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
     else:
         features = problem.fixed_features()
         found = sam_affine(problem.fixed, problem.moving, problem.extractor, fixed_features=features, **options)
+        del options["initial"]
+        found = look_again(problem.fixed, problem.moving, problem.extractor, features, found, **options)
     problem.initial = found.transform
     problem.warnings.extend(found.warnings)
     problem.details["align"] = {"model": found.model, "inliers": found.inliers, "score": found.score}

@@ -1,0 +1,245 @@
+"""SAM-affine looked at again: embeddings of what both volumes show, as it lies under the first map.
+
+Embeddings see half of the body, so they say something else of a place where a scan ends nearby, and what one
+volume does not show is matched to its end. Therefore the moving volume is resampled under the first map, both are
+cut to the heights that they have in common, embedded and matched with neighbors, and the most probable map is
+fitted (see `alignment.prior_fit`). Where little is common, a first map that is wrong by two centimeters leaves
+ends that do not correspond. Neighbors agree best where they do, so what lies on each other is shifted along the
+body until then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..alignment import Alignment, from_matches
+from ..alignment.feature_alignment import FeatureAlignment, body_grid, core_weights
+from ..alignment.prior_fit import fit_with_prior
+from ..alignment.refinement import Model
+from ..alignment.robust_fit import plausible
+from ..body import Regions
+from ..errors import InputError
+from ..features.base import FeatureExtractor, Features
+from ..grid import FloatArray
+from ..image import Image
+from ..matching import FeatureIndex, StructuralMatches, match_structurally
+from ..sampling import Interpolation
+from ..transforms import AffineTransform
+from .aligned_matching import covering_grid
+from .point_matching import EmbeddedVolume
+from .sam_affine import aligned_volume
+
+POINTS = 300
+END_MM = 15.0
+"""Matches so close to an end of what is common may be pulled there."""
+
+LARGEST_END_SHARE = 0.15
+LEAST_COMMON_MM = 40.0
+
+MOSTLY_COMMON = 0.75
+"""Of both bodies' heights; where less is common, the cut itself is looked for."""
+
+STEP_MM = 12.0
+MOST_STEPS = 4
+
+_SPARE_MM = 10.0
+"""A volume that goes no further than this beyond what is common is not cut."""
+
+_TAIL = 0.003
+"""Of a body's voxels that may lie beyond its ends."""
+
+Heights = tuple[float, float]
+"""Lower and upper height along the S axis of the fixed world in mm."""
+
+
+def look_again(
+    fixed: Image,
+    moving: Image,
+    extractor: FeatureExtractor,
+    fixed_features: Features,
+    found: Alignment,
+    *,
+    model: str = "affine",
+    fixed_mask: Tensor | None = None,
+    moving_mask: Tensor | None = None,
+    seed: int = 0,
+) -> Alignment:
+    """Improve an alignment by embeddings of the common part of the aligned volumes.
+
+    Args:
+        fixed: with axes along L, P, S.
+        moving: any volume.
+        extractor: of embeddings with a coarse map.
+        fixed_features: of the whole fixed volume.
+        found: what to begin with.
+        model: "affine", "similarity", "rigid" or "translation".
+        fixed_mask: (z, y, x) bool on the fixed grid, where to look.
+        moving_mask: (z, y, x) bool on the moving grid.
+        seed: of everything random.
+
+    Returns:
+        The alignment that the matches agree on; `found` where too few agree on any, or little is common.
+    """
+    wanted = Model(model)
+    if wanted is Model.TRANSLATION or fixed_features.coarse is None:
+        return found
+    whole = EmbeddedVolume(fixed, fixed_features)
+    body = _within(whole.body, fixed, fixed_mask)
+
+    def looked(up: float) -> _Seen | None:
+        place = found.transform.compose(AffineTransform.translation([0.0, 0.0, up]))
+        look = _look(place, whole, body, moving, moving_mask, extractor)
+        return None if look is None else look.fitted(wanted, seed)
+
+    best = looked(0.0)
+    if best is not None and not best.mostly_common:
+        best = _best_cut(best, looked)
+    return found if best is None else from_matches(best.fit, fixed, moving, fixed_mask, moving_mask, seed)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a look led to.
+
+    Args:
+        fit: the most probable map and its matches.
+        disagreement: median distance in mm of the neighbors' matches from what their point says.
+        mostly_common: whether nearly all that either volume shows was looked at.
+    """
+
+    fit: FeatureAlignment
+    disagreement: float
+    mostly_common: bool
+
+
+def _best_cut(first: _Seen, looked: Callable[[float], _Seen | None]) -> _Seen:
+    """The look after which neighbors agree best, shifting what lies on each other up or down step by step."""
+    best = first
+    for direction in (1, -1):
+        for step in range(1, MOST_STEPS + 1):
+            seen = looked(direction * step * STEP_MM)
+            if seen is None or seen.disagreement >= best.disagreement:
+                break
+            best = seen
+        if best is not first:
+            break
+    return best
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """The common part of both volumes, embedded.
+
+    Args:
+        place: the map under which the moving volume was resampled.
+        points: (n, 3) in the common part of the fixed body.
+        fixed: what is searched in the fixed volume.
+        aligned: what is searched in the moving volume, in the fixed world.
+        common: the heights that both show.
+        mostly_common: whether that is most of what either shows.
+    """
+
+    place: AffineTransform
+    points: FloatArray
+    fixed: FeatureIndex
+    aligned: FeatureIndex
+    common: Heights
+    mostly_common: bool
+
+    def fitted(self, model: Model, seed: int) -> _Seen | None:
+        """The most probable map to moving world; None where too few matches agree on a plausible one."""
+        with torch.no_grad():
+            found = match_structurally(self.points, self.fixed, self.aligned)
+        matches = found.select(_clear_of_ends(found, self.common))
+        weights = np.clip(matches.score, 1e-2, 1) * np.clip(matches.support, 1e-2, 1)
+        weights = weights * core_weights(matches.points)
+        moved = replace(matches, matched=self.place.transform_points(matches.matched))
+        try:
+            fit = fit_with_prior(moved.points, moved.matched, weights, model, seed)
+        except InputError:
+            return None
+        again = FeatureAlignment(fit, moved, len(moved), fit.transform)
+        if not again.reliable or not plausible(fit.transform):
+            return None
+        return _Seen(again, float(np.median(found.residual)), self.mostly_common)
+
+
+def _look(
+    place: AffineTransform,
+    fixed: EmbeddedVolume,
+    fixed_body: Image,
+    moving: Image,
+    moving_mask: Tensor | None,
+    extractor: FeatureExtractor,
+) -> _Look | None:
+    """Both volumes cut to what they have in common under a map; None where that is next to nothing."""
+    grid = covering_grid(moving, place, fixed.image)
+    aligned = aligned_volume(moving, place, grid)
+    body = _body(aligned)
+    if moving_mask is not None:
+        allowed = aligned_volume(moving.with_data(moving_mask.to(moving.data)), place, grid)
+        body = _within(body, aligned, allowed.data > 0.5)
+    if not bool(body.data.any()) or not bool(fixed_body.data.any()):
+        return None
+    shown = _heights(fixed_body), _heights(body)
+    common = max(lower for lower, _ in shown), min(upper for _, upper in shown)
+    length = common[1] - common[0]
+    if length < LEAST_COMMON_MM:
+        return None
+    points = body_grid(_cut(fixed_body, common), most=POINTS)
+    features = fixed.features
+    if shown[0][0] < common[0] - _SPARE_MM or shown[0][1] > common[1] + _SPARE_MM:
+        features = extractor.extract(_cut(fixed.image, common))
+    aligned_features = extractor.extract(_cut(aligned, common))
+    longest = max(upper - lower for lower, upper in shown)
+    return _Look(
+        place,
+        points,
+        FeatureIndex(features, fixed_body),
+        FeatureIndex(aligned_features, body),
+        common,
+        length >= MOSTLY_COMMON * longest,
+    )
+
+
+def _clear_of_ends(matches: StructuralMatches, common: Heights) -> NDArray[np.bool_]:
+    end = min(END_MM, LARGEST_END_SHARE * (common[1] - common[0]))
+    heights = np.stack([matches.points[:, 2], matches.matched[:, 2]])
+    return np.asarray(((heights > common[0] + end) & (heights < common[1] - end)).all(axis=0))
+
+
+def _heights(body: Image) -> Heights:
+    """Between which heights all but a few voxels of a body lie."""
+    slices = body.data.sum(dim=(1, 2)).double().cumsum(0).cpu().numpy()
+    first, last = np.searchsorted(slices / slices[-1], [_TAIL, 1 - _TAIL])
+    lower, upper = (body.grid.origin[2] + body.grid.spacing[2] * end for end in (first - 0.5, last + 0.5))
+    return float(lower), float(upper)
+
+
+def _cut(volume: Image, heights: Heights) -> Image:
+    """The slices of a volume, whose axes lie along L, P, S, between two heights."""
+    grid = volume.grid
+    levels = grid.origin[2] + grid.spacing[2] * np.arange(grid.size[2])
+    kept = np.flatnonzero((levels >= heights[0]) & (levels <= heights[1]))
+    first, last = int(kept[0]), int(kept[-1]) + 1
+    part = grid.cropped((0, 0, first), (*grid.size[:2], last))
+    return replace(volume, data=volume.data[first:last].contiguous(), grid=part)
+
+
+def _body(volume: Image) -> Image:
+    regions = Regions.of(volume)
+    return regions.image.with_data(regions.body.float())
+
+
+def _within(body: Image, volume: Image, mask: Tensor | None) -> Image:
+    """A body restricted to a mask (z, y, x) on the grid of its volume."""
+    if mask is None:
+        return body
+    allowed = volume.with_data(mask.float()).resampled(body.grid, Interpolation.NEAREST, default=0)
+    return body.with_data(body.data * (allowed.data.cpu() > 0.5))
