@@ -24,16 +24,20 @@ def _training(values: dict[str, Any]) -> str:
 
 
 def _dice(values: dict[str, Any], part: str) -> str:
-    """Mean Dice over all pairs, and over those that were also optimized."""
+    """Mean Dice over all pairs, and over those that were also optimized, if any were."""
     by_name = _by_name(values, part)
     rows = {name: pairs for name, pairs in by_name.items() if not name.endswith(IO)}
-    lines = [f"| {part} | pairs | Dice % | with io: pairs | without | with | folded % | s |", _rule(8, 1)]
+    compares = len(rows) < len(by_name)
+    columns = [part, "pairs", "Dice %", "folded %", "s", *(["optimized", "before", "after"] if compares else [])]
+    lines = [f"| {' | '.join(columns)} |", _rule(len(columns), 1)]
     for name, pairs in rows.items():
-        optimized = by_name.get(name + IO, {})
-        both = [pair for pair in pairs if pair in optimized]
-        compared = f"{len(both)} | {_mean(pairs, 'dice', both)} | {_mean(optimized, 'dice', both)}"
-        more = f"{_mean(pairs, 'folded', pairs, 3)} | {_mean(pairs, 'seconds', pairs)}"
-        lines.append(f"| {name} | {len(pairs)} | {_mean(pairs, 'dice', pairs)} | {compared} | {more} |")
+        cells = [name, str(len(pairs)), _mean(pairs, "dice", pairs)]
+        cells += [_mean(pairs, "folded", pairs, 3), _mean(pairs, "seconds", pairs)]
+        if compares:
+            optimized = by_name.get(name + IO, {})
+            both = [pair for pair in pairs if pair in optimized]
+            cells += [str(len(both)), _mean(pairs, "dice", both), _mean(optimized, "dice", both)]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) if rows else ""
 
 
