@@ -10,6 +10,7 @@ import torch
 
 from .configuration import choose
 from .errors import RegistrationWarning
+from .features.memory import available_memory
 from .methods.problem import Problem
 from .metrics import StageRecorder
 from .presets import Preset, Stage, load_preset
@@ -38,11 +39,12 @@ def run_chain(
     Returns:
         The stages that were run.
     """
+    free = available_memory(problem.device) if preset.automatic else None
     _run(recorder, problem, preset.stages, start)
     if not preset.automatic:
         return preset.stages
     with recorder.stage("choose"), torch.no_grad():
-        choice = choose(problem, preset.stages[0], start)
+        choice = choose(problem, preset.stages[0], start, free)
     problem.details["choice"] = choice.described()
     _run(recorder, problem, choice.stages, choice.start or start)
     return (*preset.stages, *choice.stages)

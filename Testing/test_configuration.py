@@ -144,13 +144,13 @@ def test_where_too_few_patches_match_nothing_is_said(pair: PhantomPair) -> None:
     far = AffineTransform.translation([1000.0, 0.0, 0.0])
     problem = problem_of(pair.fixed, pair.moving, far)
     assert residual(problem) is None
-    situation = situation_of(problem, Regions.of(pair.fixed), load_preset("default"), given_start=False)
+    situation = situation_of(problem, Regions.of(pair.fixed), load_preset("default"), None, given_start=False)
     assert situation.matches == 0 and situation.bent_mm is None and situation.overlap == 0.0
 
 
 def test_a_rigid_choice_begins_with_the_rigid_part_of_the_alignment(pair: PhantomPair) -> None:
     problem, motion = moved_only(pair)
-    found = choose(problem, load_preset("auto").stages[0], None)
+    found = choose(problem, load_preset("auto").stages[0], None, None)
     assert found.preset == "rigid" and [stage.settings["refine"] for stage in found.stages] == [True]
     assert isinstance(found.start, AffineTransform)
     linear = found.start.matrix[:3, :3]

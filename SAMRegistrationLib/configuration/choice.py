@@ -62,17 +62,18 @@ def lacking_memory(
     return f"{extractor.name} features take {needed / GIGABYTE:.1f} GB, and {free / GIGABYTE:.1f} GB are free"
 
 
-def choose(problem: Problem, aligned_by: Stage, start: Transform | None) -> Choice:
+def choose(problem: Problem, aligned_by: Stage, start: Transform | None, free: int | None) -> Choice:
     """Decide by the rules of ``rules.json`` how to register a pair that is aligned already.
 
     Args:
         problem: the pair with its initial map.
         aligned_by: the stage that found it.
         start: what the user gave to start from.
+        free: bytes of memory that were free before the alignment; None where that is not known.
     """
     usual, rules = read_rules()
     regions = Regions.of(problem.fixed)
-    situation = situation_of(problem, regions, load_preset(usual), given_start=start is not None)
+    situation = situation_of(problem, regions, load_preset(usual), free, given_start=start is not None)
     rule = decide(situation, rules)
     preset = load_preset(rule.take)
     first, *others = preset.stages

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..body import Regions, looks_like_ct
-from ..features.memory import GIGABYTE, available_memory
+from ..features.memory import GIGABYTE
 from ..grid import FloatArray
 from ..memory_estimate import working_memory
 from ..methods.problem import Problem
@@ -56,19 +56,21 @@ class Situation:
     certainty: float
 
 
-def situation_of(problem: Problem, regions: Regions, usual: Preset, *, given_start: bool) -> Situation:
+def situation_of(
+    problem: Problem, regions: Regions, usual: Preset, free: int | None, *, given_start: bool
+) -> Situation:
     """Look at an aligned pair.
 
     Args:
         problem: the pair with its initial map.
         regions: of its fixed volume.
         usual: the preset whose needs count.
+        free: bytes that were free before the alignment took its part; None where that is not known.
         given_start: whether the user gave the initial map.
     """
     residual = residual_of(problem, regions)
     voxels = max(problem.grid.number_of_voxels, problem.moving.grid.number_of_voxels)
     needed = working_memory(usual, problem.extractor, voxels) / GIGABYTE
-    free = available_memory(problem.device)
     free_gb = None if free is None else free / GIGABYTE
     return Situation(
         contrasts=contrasts_of(problem),
