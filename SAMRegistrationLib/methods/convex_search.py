@@ -18,14 +18,7 @@ DESCRIPTOR_SCALE = 4.0
 """Factor of the cost of joined unit vectors, whose distances are small against the couplings."""
 
 
-def convex_search(
-    problem: Problem,
-    *,
-    block: int = 3,
-    radius: int = 4,
-    mind_share: float = 0.6,
-    structure_share: float = 0.0,
-) -> Tensor:
+def convex_search(problem: Problem, *, block: int = 3, radius: int = 4, mind_share: float = 0.6) -> Tensor:
     """The displacement that both directions agree on, from no displacement; what either lacks is left out.
 
     Args:
@@ -33,7 +26,6 @@ def convex_search(
         block: feature voxels that are averaged along each axis; 3 of 4 mm are ConvexAdam's 6 of 2 mm.
         radius: search radius in blocks.
         mind_share: share of MIND in the similarity, beside the problem's own features; 0 for none.
-        structure_share: share of the structures that the model's head tells, beside both; 0 for none.
 
     Returns:
         (1, 3, z, y, x) in voxels of the features.
@@ -41,7 +33,7 @@ def convex_search(
     with torch.inference_mode():
         shape = tuple(problem.fixed_features().fine.data.shape[2:])
         # Averaged before they are joined: neither volume's long vectors exist at full resolution twice.
-        fixed, moving = joined_features(problem, mind_share, block, structure_share)
+        fixed, moving = joined_features(problem, mind_share, block)
         fixed_mask, moving_mask = (
             None if mask is None else average_blocks(at_shape(mask, shape), block) for mask in problem.masks()
         )

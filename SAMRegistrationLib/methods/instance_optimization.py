@@ -31,7 +31,6 @@ def instance_optimization(
     *,
     feature_weight: float = 12.0,
     mind_weight: float = 0.0,
-    structure_weight: float = 0.0,
     correlation_weight: float = 0.0,
     lattice: int = 2,
     block: int = 1,
@@ -46,7 +45,6 @@ def instance_optimization(
         problem: the pair with the displacement found so far; none means no displacement.
         feature_weight: of the cosine distance of the problem's own fine features.
         mind_weight: of the cosine distance of MIND-SSC, beside the problem's features or where they are MIND.
-        structure_weight: of the distance of what the model's head says about structures, where it has a head.
         correlation_weight: of the local cross-correlation of the volumes at the resolution of the features.
         lattice: every so many voxels along each axis are looked at in an iteration, all of them in turn.
         block: features are averaged over blocks of so many voxels along each axis, which widens the range from
@@ -72,7 +70,7 @@ def instance_optimization(
     except TypeError as error:
         raise InputError(f"instance_optimization has no such setting: {error}") from error
     from_rest = from_rest and problem.displacement is not None
-    weights = Weights(feature_weight, mind_weight, correlation_weight, structures=structure_weight, trust=trust)
+    weights = Weights(feature_weight, mind_weight, correlation_weight, trust=trust)
     grid = None
     if as_trained and problem.trained is not None and problem.displacement is not None:
         weights = replace(Weights.trained(problem.trained), trust=trust)
@@ -105,7 +103,6 @@ class Weights:
         correlation: of the local correlation of the intensities.
         coarse: of the cosine distance of the problem's coarse features.
         squares: of the squared difference of the intensities.
-        structures: of the distance of the structures that the model's head tells.
         trust: of staying with the initial displacement.
         radius: half width of the windows of the correlation.
         normalization: of the intensities for `correlation` and `squares`, or None for values as they are.
@@ -116,7 +113,6 @@ class Weights:
     correlation: float = 0.0
     coarse: float = 0.0
     squares: float = 0.0
-    structures: float = 0.0
     trust: float = 0.0
     radius: int = 3
     normalization: Callable[[Tensor], Tensor] | None = None
@@ -194,15 +190,9 @@ class _Descent:
         maps = [features for features in coarse if features is not None]
         if maps:
             yield self._feature_term(maps, weights.coarse, 1)
-        structures = self.problem.structures() if weights.structures > 0 else None
-        if structures is not None:
-            yield self._vector_term(structures, weights.structures, block)
 
     def _feature_term(self, maps: list[FeatureMap], weight: float, block: int) -> FeatureTerm:
-        return self._vector_term((maps[0].data, maps[1].data), weight, block)
-
-    def _vector_term(self, vectors: tuple[Tensor, Tensor], weight: float, block: int) -> FeatureTerm:
-        fixed, moving = (average_blocks(part, block) for part in vectors)
+        fixed, moving = (average_blocks(features.data, block) for features in maps)
         voxel_weight = self.voxel_weight
         if voxel_weight is not None:
             voxel_weight = at_shape(voxel_weight, tuple(fixed.shape[2:]))

@@ -15,8 +15,6 @@ from ..features.mind import MindExtractor
 from ..field import DisplacementField
 from ..grid import Grid
 from ..image import Image
-from ..models.structures import find_structure_head
-from ..networks.structure_head import StructureHead
 from ..sampling import Interpolation, Outside, sample, voxel_mesh
 from ..solvers.convexadam import average_blocks
 from ..solvers.ops import upsample
@@ -177,23 +175,6 @@ class Problem:
         key = f"fixed {chosen.name}"
         return cast(Features, self._once(key, lambda: self._extract(chosen, self.fixed.tensor())))
 
-    def structures(self) -> tuple[Tensor, Tensor] | None:
-        """What the model's semantic head says of `volumes()`, unit vectors on the grid of the fine features.
-
-        None where the features have no head.
-        """
-        head = cast(
-            StructureHead | None, self._once("fixed head", lambda: find_structure_head(self.extractor.name))
-        )
-        if head is None:
-            return None
-        head = head.to(self.device)
-        fixed = self._once("fixed structures", lambda: head.unit_vectors(self.fixed_features().joined().data))
-        moving = self._under_initial(
-            "moving structures", lambda: head.unit_vectors(self.features()[1].joined().data)
-        )
-        return cast(Tensor, fixed), cast(Tensor, moving)
-
     def _aligned(self) -> WarpedVolume:
         """The moving volume under the initial map alone."""
         nothing = torch.zeros((1, 3, *(n // 2 for n in self.grid.shape)), device=self.device)
@@ -232,28 +213,18 @@ def at_shape(volume: Tensor, shape: tuple[int, ...]) -> Tensor:
     return functional.interpolate(volume, size=tuple(shape), mode="area")
 
 
-def joined_features(
-    problem: Problem, mind_share: float, block: int = 1, structure_share: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def joined_features(problem: Problem, mind_share: float, block: int = 1) -> tuple[Tensor, Tensor]:
     """Unit vectors (1, C, z, y, x) of the fixed and the aligned moving volume for a search.
 
     Args:
         problem: the pair.
         mind_share: share of MIND in the dot product, beside the problem's own features; 0 for none.
         block: voxels that are averaged along each axis; the means are shorter than the vectors.
-        structure_share: share of the structures in the dot product, beside both, where the model has a head.
     """
     alone = mind_share == 0 or problem.extractor.name == "mind"
     mind = (None, None) if alone else problem.features(MindExtractor(device=problem.device))
     fixed, moving = (
         _joined_blocks(own, other, mind_share, block) for own, other in zip(problem.features(), mind, strict=True)
-    )
-    structures = problem.structures() if structure_share > 0 else None
-    if structures is None:
-        return fixed, moving
-    fixed, moving = (
-        _weighted_pair(vectors, average_blocks(maps, block), structure_share)
-        for vectors, maps in zip((fixed, moving), structures, strict=True)
     )
     return fixed, moving
 
@@ -284,5 +255,5 @@ def with_mind(problem: Problem, own: Tensor, volume: Tensor, mind_share: float) 
     return _weighted_pair(own, at_shape(mind, tuple(own.shape[2:])), mind_share)
 
 
-def _weighted_pair(own: Tensor, other: Tensor, share: float) -> Tensor:
-    return torch.cat((other.to(own.dtype) * share**0.5, own * (1 - share) ** 0.5), dim=1)
+def _weighted_pair(own: Tensor, mind: Tensor, mind_share: float) -> Tensor:
+    return torch.cat((mind.to(own.dtype) * mind_share**0.5, own * (1 - mind_share) ** 0.5), dim=1)

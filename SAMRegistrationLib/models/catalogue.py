@@ -106,15 +106,13 @@ def verify(entry: ModelEntry) -> None:
     Raises:
         InputError: if not, saying which of the three.
     """
-    from . import quiz, structures
+    from . import quiz
     from .deformable import is_deformable, load_deformable
 
     if is_deformable(entry.architecture):
         load_deformable(entry)
     elif entry.architecture == quiz.ARCHITECTURE:
         quiz.build_quiz(entry)
-    elif entry.architecture == structures.ARCHITECTURE:
-        structures.build_structure_head(entry)
     else:
         build_network(entry)
 

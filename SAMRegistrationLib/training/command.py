@@ -1,4 +1,4 @@
-"""The command ``samreg train``: sam, structures, pairs, deform, quiz and evaluate."""
+"""The command ``samreg train``: sam, pairs, deform, quiz and evaluate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ..errors import InputError, UsageError
 from .deformable.command import add_deform_arguments, run_deform
 from .pairs_command import add_pairs_arguments, run_pairs
 from .quiz_command import add_quiz_arguments, run_quiz
-from .structures_command import add_structures_arguments, run_structures
 
 if TYPE_CHECKING:
     from .config import TrainingConfig
@@ -46,7 +45,6 @@ def add_train_arguments(subparsers: argparse._SubParsersAction[argparse.Argument
         "--pseudo-pairs", metavar="DIR", type=Path, help="correspondences between subjects that train pairs wrote"
     )
     sam.add_argument("--quiet", action="store_true", help="no progress")
-    add_structures_arguments(actions)
     add_pairs_arguments(actions)
     add_deform_arguments(actions)
     add_quiz_arguments(actions)
@@ -72,15 +70,9 @@ def run_train(arguments: argparse.Namespace) -> int:
     Raises:
         RegistrationError: with one sentence for the user.
     """
-    actions = {
-        "sam": _sam,
-        "structures": run_structures,
-        "pairs": run_pairs,
-        "deform": run_deform,
-        "quiz": run_quiz,
-        "evaluate": _evaluate,
-    }
-    return actions[arguments.train_action](arguments)
+    return {"sam": _sam, "pairs": run_pairs, "deform": run_deform, "quiz": run_quiz, "evaluate": _evaluate}[
+        arguments.train_action
+    ](arguments)
 
 
 def _sam(arguments: argparse.Namespace) -> int:
