@@ -34,7 +34,9 @@ _FREE = {
 TYPICAL_STRETCH = 0.12
 """Standard deviation of the logarithm of how much people differ along an axis."""
 
-_STRETCH_PENALTY = 0.01
+_STRETCH_PENALTY = {"correlation": 0.01, "information": 0.1}
+"""Shared information rises by less than correlation where a map comes to fit, so less of it is worth a stretch."""
+
 _LEVER_MM = 100.0
 """Turning or stretching by one unit of its parameter moves a point at this distance by one mm."""
 
@@ -65,12 +67,13 @@ def refine(
     parameters = torch.zeros(len(starts), 12, dtype=torch.float64, requires_grad=True)
     middle = torch.from_numpy(np.asarray(center, dtype=np.float64))
     ascent = _Adam(parameters)
+    stiffness = _STRETCH_PENALTY["correlation" if likeness.correlation else "information"]
     best = torch.full((len(starts),), -torch.inf, dtype=torch.float64)
     best_matrices = base.clone()
     for iteration in range(iterations):
         with torch.enable_grad():
             matrices = base @ _local_maps(parameters * free, middle)
-            quality = likeness(matrices).score - _stretch_penalty(matrices)
+            quality = likeness(matrices).score - stiffness * _stretch(matrices)
             (gradient,) = torch.autograd.grad(quality.sum(), parameters)
         better = quality.detach() > best
         best = torch.where(better, quality.detach(), best)
@@ -126,8 +129,8 @@ def _local_maps(parameters: Tensor, center: Tensor) -> Tensor:
     return torch.cat([top, bottom], dim=1)
 
 
-def _stretch_penalty(matrices: Tensor) -> Tensor:
-    """Grows with how unlike a rigid map each map is: squared logarithm of the stretches in typical deviations."""
+def _stretch(matrices: Tensor) -> Tensor:
+    """How unlike a rigid map each map is: mean squared logarithm of the stretches in typical deviations."""
     linear = matrices[:, :3, :3]
     logarithms = torch.linalg.eigvalsh(linear.transpose(1, 2) @ linear).clamp(min=1e-6).log() / 2
-    return _STRETCH_PENALTY * (logarithms / TYPICAL_STRETCH).square().mean(dim=1)
+    return (logarithms / TYPICAL_STRETCH).square().mean(dim=1)
