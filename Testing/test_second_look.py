@@ -1,0 +1,119 @@
+"""The second look: what both volumes show, cut where neighbors agree best."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from SAMRegistrationLib import AffineTransform, Grid, Image
+from SAMRegistrationLib.alignment import Alignment
+from SAMRegistrationLib.features.base import FeatureMap, Features
+from SAMRegistrationLib.methods import second_look
+from SAMRegistrationLib.methods.second_look import MOST_STEPS, STEP_MM, look_again
+
+GRID = Grid((40, 32, 60), (5.0,) * 3, (-97.5, -77.5, -147.5))
+TRUTH = AffineTransform.about_center(np.diag([1.05, 0.97, 1.06]), (0, 0, 0), (200, 10, -60))
+
+
+def _places(grid: Grid) -> np.ndarray:
+    z, y, x = np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij")
+    return grid.to_world(np.stack([x, y, z], -1))
+
+
+def _body(grid: Grid, to_body: AffineTransform) -> Image:
+    x, y, z = np.moveaxis(to_body.transform_points(_places(grid)), -1, 0)
+    inside = ((x / 80) ** 2 + (y / 60) ** 2 < 1) & (np.abs(z) < 130)
+    return Image(torch.from_numpy(np.where(inside, 40.0, -1000.0)).float(), grid, "int16", "CT")
+
+
+def _embeddings(grid: Grid, to_body: AffineTransform) -> Features:
+    body = torch.from_numpy(to_body.transform_points(_places(grid)))
+    frequencies = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 40
+    phase = body @ frequencies.T
+    vectors = torch.cat([phase.cos(), phase.sin()], dim=-1).permute(3, 0, 1, 2)[None].float()
+    unit = FeatureMap(functional.normalize(vectors, dim=1), grid)
+    return Features(unit, unit)
+
+
+class EmbeddingsOfTheAligned:
+    """Tells where in the fixed body a voxel of the moving volume is, as that lies under a map."""
+
+    name = "aligned"
+    spacing = 5.0
+
+    def __init__(self, place: AffineTransform) -> None:
+        self.to_body = TRUTH.inverse().compose(place)
+        self.heights: list[float] = []
+
+    def extract(self, image: Image) -> Features:
+        self.heights.append(image.grid.extent[2])
+        return _embeddings(image.grid, self.to_body)
+
+
+def _found(place: AffineTransform) -> Alignment:
+    return Alignment(place, "affine", 50, 0.5, "features", [], True)
+
+
+def _moving() -> Image:
+    return _body(Grid((44, 36, 60), (5.0,) * 3, (92.5, -77.5, -207.5)), TRUTH.inverse())
+
+
+def test_a_map_that_is_off_is_put_right_by_one_more_embedding() -> None:
+    place = TRUTH.compose(AffineTransform.translation((6.0, -5.0, 8.0)))
+    extractor = EmbeddingsOfTheAligned(place)
+    fixed = _body(GRID, AffineTransform())
+    features = _embeddings(GRID, AffineTransform())
+    again = look_again(fixed, _moving(), extractor, features, _found(place))  # type: ignore[arg-type]
+    points = np.random.default_rng(2).uniform((-50, -40, -100), (50, 40, 100), (100, 3))
+    errors = np.linalg.norm(again.transform.transform_points(points) - TRUTH.transform_points(points), axis=1)
+    assert errors.mean() < 2.0
+    assert again.reliable
+    assert len(extractor.heights) == 1
+
+
+@pytest.mark.parametrize("model", ["translation", "affine"])
+def test_where_nothing_can_be_gained_the_alignment_is_left_alone(model: str) -> None:
+    """A translation needs no second look, and volumes 500 mm apart have nothing in common."""
+    place = TRUTH if model == "translation" else TRUTH.compose(AffineTransform.translation((0, 0, 500.0)))
+    found = _found(place)
+    features = _embeddings(GRID, AffineTransform())
+    extractor = EmbeddingsOfTheAligned(place)
+    fixed = _body(GRID, AffineTransform())
+    again = look_again(fixed, _moving(), extractor, features, found, model=model)  # type: ignore[arg-type]
+    assert again is found
+
+
+def test_the_cut_follows_the_neighbors_agreement_to_its_best() -> None:
+    """Seven millimeters of disagreement at the start, least at two steps down."""
+    asked: list[float] = []
+
+    def looked(up: float) -> second_look._Seen:
+        asked.append(up)
+        return second_look._Seen(None, abs(up + 2.2 * STEP_MM) / 4 + 0.4, False)  # type: ignore[arg-type]
+
+    best = second_look._best_cut(looked(0.0), looked)
+    assert best.disagreement == min(abs(step * STEP_MM + 2.2 * STEP_MM) / 4 + 0.4 for step in range(-3, 2))
+    assert asked == [0.0, STEP_MM, -STEP_MM, -2 * STEP_MM, -3 * STEP_MM]
+
+
+def test_the_search_for_the_cut_ends() -> None:
+    asked: list[float] = []
+
+    def looked(up: float) -> second_look._Seen:
+        asked.append(up)
+        return second_look._Seen(None, 1.0 / (1.0 + up), False)  # type: ignore[arg-type]
+
+    second_look._best_cut(looked(0.0), looked)
+    assert len(asked) == 1 + MOST_STEPS
+
+
+def test_a_volume_is_cut_to_whole_slices_and_its_body_measured() -> None:
+    fixed = _body(GRID, AffineTransform())
+    lower, upper = second_look._heights(second_look._body(fixed))
+    assert (lower, upper) == pytest.approx((-130, 130), abs=5)
+    part = second_look._cut(fixed, (-40.0, 60.0))
+    assert part.grid.size[2] == 20
+    assert part.grid.to_world((0, 0, 0))[2] == pytest.approx(-37.5)
+    np.testing.assert_array_equal(part.data, fixed.data[22:42])
