@@ -139,21 +139,13 @@ def judge(
     return IntensityAligner(*prepared, seed).judged(transform).score
 
 
-def from_matches(
-    found: FeatureAlignment,
-    fixed: Image,
-    moving: Image,
-    fixed_mask: Tensor | None = None,
-    moving_mask: Tensor | None = None,
-    seed: int = 0,
-) -> Alignment:
+def from_matches(found: FeatureAlignment, fixed: PreparedImage, moving: PreparedImage, seed: int = 0) -> Alignment:
     """The alignment that a fit to matches is, with its score and what makes it doubtful.
 
     Raises:
         InputError: if the volumes hardly overlap under it.
     """
-    prepared = PreparedImage.of(fixed, fixed_mask), PreparedImage.of(moving, moving_mask)
-    return _from_features(found, IntensityAligner(*prepared, seed))
+    return _from_features(found, IntensityAligner(fixed, moving, seed))
 
 
 def _well_overlapping(found: FeatureAlignment, aligner: IntensityAligner) -> bool:

@@ -23,6 +23,7 @@ from ..alignment.feature_alignment import FeatureAlignment, body_grid, core_weig
 from ..alignment.prior_fit import fit_with_prior
 from ..alignment.refinement import Model
 from ..alignment.robust_fit import plausible
+from ..alignment.volumes import PreparedImage
 from ..body import Regions
 from ..errors import InputError
 from ..features.base import FeatureExtractor, Features
@@ -32,7 +33,6 @@ from ..matching import FeatureIndex, StructuralMatches, match_structurally
 from ..sampling import Interpolation
 from ..transforms import AffineTransform
 from .aligned_matching import covering_grid
-from .point_matching import EmbeddedVolume
 from .sam_affine import aligned_volume
 
 POINTS = 300
@@ -89,18 +89,23 @@ def look_again(
     wanted = Model(model)
     if wanted is Model.TRANSLATION or fixed_features.coarse is None:
         return found
-    whole = EmbeddedVolume(fixed, fixed_features)
-    body = _within(whole.body, fixed, fixed_mask)
+    prepared = PreparedImage.of(fixed, fixed_mask)
+    body = prepared.regions.image.with_data(prepared.regions.body.float())
 
     def looked(up: float) -> _Seen | None:
         place = found.transform.compose(AffineTransform.translation([0.0, 0.0, up]))
-        look = _look(place, whole, body, moving, moving_mask, extractor)
+        look = _look(place, fixed, fixed_features, body, moving, moving_mask, extractor)
         return None if look is None else look.fitted(wanted, seed)
 
     best = looked(0.0)
     if best is not None and not best.mostly_common:
         best = _best_cut(best, looked)
-    return found if best is None else from_matches(best.fit, fixed, moving, fixed_mask, moving_mask, seed)
+    if best is None:
+        return found
+    try:
+        return from_matches(best.fit, prepared, PreparedImage.of(moving, moving_mask), seed)
+    except InputError:
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,14 +177,15 @@ class _Look:
 
 def _look(
     place: AffineTransform,
-    fixed: EmbeddedVolume,
+    fixed: Image,
+    features: Features,
     fixed_body: Image,
     moving: Image,
     moving_mask: Tensor | None,
     extractor: FeatureExtractor,
 ) -> _Look | None:
     """Both volumes cut to what they have in common under a map; None where that is next to nothing."""
-    grid = covering_grid(moving, place, fixed.image)
+    grid = covering_grid(moving, place, fixed)
     aligned = aligned_volume(moving, place, grid)
     body = _body(aligned)
     if moving_mask is not None:
@@ -193,9 +199,8 @@ def _look(
     if length < LEAST_COMMON_MM:
         return None
     points = body_grid(_cut(fixed_body, common), most=POINTS)
-    features = fixed.features
     if shown[0][0] < common[0] - _SPARE_MM or shown[0][1] > common[1] + _SPARE_MM:
-        features = extractor.extract(_cut(fixed.image, common))
+        features = extractor.extract(_cut(fixed, common))
     aligned_features = extractor.extract(_cut(aligned, common))
     longest = max(upper - lower for lower, upper in shown)
     return _Look(
