@@ -141,9 +141,7 @@ def test_apply_registers_and_undo_takes_it_back(
     assert transport.requests[0]["parameters"]["allow_cpu"] is True
 
 
-def test_an_automatic_preset_says_what_it_took_and_why(
-    slicer: Any, widget: Any, transport: ScriptedTransport
-) -> None:
+def test_an_automatic_preset_says_what_it_took_and_why(widget: Any, transport: ScriptedTransport) -> None:
     ui = widget.ui
     reasons = ["preset rigid: nothing has bent.", "levels: none, a linear map only."]
     field = Path(transport.answers["register"]({})["result"]["field"])
