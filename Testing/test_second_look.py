@@ -109,6 +109,14 @@ def test_the_search_for_the_cut_ends() -> None:
     assert len(asked) == 1 + MOST_STEPS
 
 
+def test_a_step_that_hardly_lessens_the_disagreement_is_not_taken() -> None:
+    def looked(up: float) -> second_look._Seen:
+        return second_look._Seen(None, 7.0 * (1 + 0.02 * up / STEP_MM), False)  # type: ignore[arg-type]
+
+    first = looked(0.0)
+    assert second_look._best_cut(first, looked) is first
+
+
 def test_a_volume_is_cut_to_whole_slices_and_its_body_measured() -> None:
     fixed = _body(GRID, AffineTransform())
     lower, upper = second_look._heights(second_look._body(fixed))

@@ -47,6 +47,8 @@ MOSTLY_COMMON = 0.75
 
 STEP_MM = 12.0
 MOST_STEPS = 4
+LEAST_GAIN = 0.03
+"""A step must lessen the neighbors' disagreement by such a share: less is chance."""
 
 _SPARE_MM = 10.0
 """A volume that goes no further than this beyond what is common is not cut."""
@@ -129,7 +131,7 @@ def _best_cut(first: _Seen, looked: Callable[[float], _Seen | None]) -> _Seen:
     for direction in (1, -1):
         for step in range(1, MOST_STEPS + 1):
             seen = looked(direction * step * STEP_MM)
-            if seen is None or seen.disagreement >= best.disagreement:
+            if seen is None or seen.disagreement >= (1 - LEAST_GAIN) * best.disagreement:
                 break
             best = seen
         if best is not first:
