@@ -9,7 +9,11 @@ from torch.nn import functional
 
 from SAMRegistrationLib import AffineTransform, Grid, Image
 from SAMRegistrationLib.alignment import Alignment
+from SAMRegistrationLib.alignment.feature_alignment import FeatureAlignment
+from SAMRegistrationLib.alignment.refinement import Model
+from SAMRegistrationLib.alignment.robust_fit import Fit
 from SAMRegistrationLib.features.base import FeatureMap, Features
+from SAMRegistrationLib.matching import Matches
 from SAMRegistrationLib.methods import second_look
 from SAMRegistrationLib.methods.second_look import MOST_STEPS, STEP_MM, look_again
 
@@ -60,17 +64,38 @@ def _moving() -> Image:
     return _body(Grid((44, 36, 60), (5.0,) * 3, (92.5, -77.5, -207.5)), TRUTH.inverse())
 
 
-def test_a_map_that_is_off_is_put_right_by_one_more_embedding() -> None:
+def test_one_more_embedding_is_worth_as_much_as_the_first_map() -> None:
     place = TRUTH.compose(AffineTransform.translation((6.0, -5.0, 8.0)))
     extractor = EmbeddingsOfTheAligned(place)
     fixed = _body(GRID, AffineTransform())
     features = _embeddings(GRID, AffineTransform())
     again = look_again(fixed, _moving(), extractor, features, _found(place))  # type: ignore[arg-type]
     points = np.random.default_rng(2).uniform((-50, -40, -100), (50, 40, 100), (100, 3))
-    errors = np.linalg.norm(again.transform.transform_points(points) - TRUTH.transform_points(points), axis=1)
-    assert errors.mean() < 2.0
+    halfway = (place.transform_points(points) + TRUTH.transform_points(points)) / 2
+    assert np.linalg.norm(again.transform.transform_points(points) - halfway, axis=1).mean() < 1.0
     assert again.reliable
     assert len(extractor.heights) == 1
+
+
+@pytest.mark.parametrize("off", [(10.0, 0.0, 0.0), (60.0, 0.0, 0.0)])
+def test_the_first_map_counts_unless_it_is_far_off(off: tuple[float, float, float]) -> None:
+    points = np.random.default_rng(3).uniform(-80, 80, (100, 3))
+    matches = Matches(points, TRUTH.transform_points(points), np.ones(100), np.zeros(100))
+    second = FeatureAlignment(Fit(TRUTH, Model.AFFINE, np.ones(100, bool), 0.0), matches, 100, TRUTH)
+    both = second_look._between(AffineTransform.translation(off).compose(TRUTH), second)
+    expected = TRUTH.matrix[:3, 3] + (np.array(off) / 2 if off[0] < 30 else 0)
+    np.testing.assert_allclose(both.fit.transform.matrix[:3, 3], expected)
+    assert both.reliable
+
+
+def test_between_two_rigid_maps_lies_a_rigid_one() -> None:
+    points = np.random.default_rng(3).uniform(-80, 80, (100, 3))
+    turn = AffineTransform.about_center([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]], (0, 0, 0))
+    matches = Matches(points, turn.transform_points(points), np.ones(100), np.zeros(100))
+    second = FeatureAlignment(Fit(turn, Model.RIGID, np.ones(100, bool), 0.0), matches, 100, turn)
+    linear = second_look._between(AffineTransform(), second).fit.transform.matrix[:3, :3]
+    np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-9)
+    assert np.arcsin(linear[1, 0]) == pytest.approx(np.arcsin(0.28) / 2, abs=1e-3)
 
 
 @pytest.mark.parametrize("model", ["translation", "affine"])

@@ -32,6 +32,7 @@ _INDEPENDENT_SHARE = 1 / 15
 """So many independent errors there are per match."""
 
 _FIRST_TOLERANCE_MM = 20.0
+INLIER_MM = 1.5 * _FIRST_TOLERANCE_MM
 _RESIDUALS_TOLERATED = 4.0
 """Generous: the matches of a head bent back are right, and a map that gives them up misses its organs by 3 cm."""
 
@@ -58,7 +59,7 @@ def fit_with_prior(
         seed: of the choice of hypotheses.
 
     Returns:
-        The map; its inliers are the matches within 1.5 times the first tolerance.
+        The map; its inliers are the matches within 30 mm.
 
     Raises:
         InputError: if there are too few matches, or no rigid motion that enough of them agree with.
@@ -78,7 +79,7 @@ def fit_with_prior(
         trusted = weights / np.square(1 + np.square(residuals / tolerance))
         transform = _most_probable(fixed_points, moving_points, trusted, residuals, model)
     residuals = _residuals(transform, fixed_points, moving_points)
-    inliers = residuals < 1.5 * _FIRST_TOLERANCE_MM
+    inliers = residuals < INLIER_MM
     return Fit(transform, model, inliers, float(np.median(residuals[inliers])) if inliers.any() else np.inf)
 
 

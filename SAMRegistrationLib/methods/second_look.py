@@ -5,7 +5,7 @@ volume does not show is matched to its end. Therefore the moving volume is resam
 cut to the heights that they have in common, embedded and matched with neighbors, and the most probable map is
 fitted (see `alignment.prior_fit`). Where little is common, a first map that is wrong by two centimeters leaves
 ends that do not correspond. Neighbors agree best where they do, so what lies on each other is shifted along the
-body until then.
+body until then. The result is the mean of both looks.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..alignment import Alignment, from_matches
 from ..alignment.feature_alignment import FeatureAlignment, body_grid, core_weights
-from ..alignment.prior_fit import fit_with_prior
+from ..alignment.prior_fit import INLIER_MM, fit_with_prior
 from ..alignment.refinement import Model
-from ..alignment.robust_fit import plausible
+from ..alignment.robust_fit import Fit, fit_transform, plausible
 from ..alignment.volumes import PreparedImage
 from ..body import Regions
 from ..errors import InputError
@@ -44,6 +44,9 @@ LEAST_COMMON_MM = 40.0
 
 MOSTLY_COMMON = 0.75
 """Of both bodies' heights; where less is common, the cut itself is looked for."""
+
+LARGEST_DISTANCE_MM = 30.0
+"""Between what two maps make of the matched points, for their mean to be better than either."""
 
 STEP_MM = 12.0
 MOST_STEPS = 4
@@ -105,7 +108,8 @@ def look_again(
     if best is None:
         return found
     try:
-        return from_matches(best.fit, prepared, PreparedImage.of(moving, moving_mask), seed)
+        both = _between(found.transform, best.fit)
+        return from_matches(both, prepared, PreparedImage.of(moving, moving_mask), seed)
     except InputError:
         return found
 
@@ -137,6 +141,22 @@ def _best_cut(first: _Seen, looked: Callable[[float], _Seen | None]) -> _Seen:
         if best is not first:
             break
     return best
+
+
+def _between(first: AffineTransform, second: FeatureAlignment) -> FeatureAlignment:
+    """The mean of both maps, whose errors differ; the second alone where they are too far apart for that."""
+    points, fit = second.matches.points, second.fit
+    ends = first.transform_points(points), fit.transform.transform_points(points)
+    if np.linalg.norm(ends[0] - ends[1], axis=1).mean() > LARGEST_DISTANCE_MM:
+        return second
+    mean = AffineTransform((first.matrix + fit.transform.matrix) / 2)
+    if fit.model is not Model.AFFINE:
+        # The mean of two turns is no turn.
+        mean = fit_transform(points, mean.transform_points(points), None, fit.model)
+    residuals = np.linalg.norm(mean.transform_points(points) - second.matches.matched, axis=1)
+    inliers = residuals < INLIER_MM
+    middle = float(np.median(residuals[inliers])) if inliers.any() else np.inf
+    return replace(second, fit=Fit(mean, fit.model, inliers, middle), stiff=mean)
 
 
 @dataclass(frozen=True, eq=False)
