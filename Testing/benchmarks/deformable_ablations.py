@@ -132,6 +132,8 @@ def trained(data: Data, results: Results, part: str, name: str) -> tuple[Deforma
     common, variant = data.settings[part]["common"], data.settings[part]["variants"][name]
     values = {**common, **{k: v for k, v in variant.items() if not isinstance(v, dict)}}
     values |= {key: {**common.get(key, {}), **variant.get(key, {})} for key in ("network", "pairs", "loss")}
+    if "architecture" in variant:
+        values["network"] = variant.get("network", {})
     config = DeformableConfig.from_dict({**values, "seed": data.settings["seed"]})
     store = data.store if part == "same" else None
     source = FramedPairs(data.framed["training"], config, store)
