@@ -44,6 +44,11 @@ class Regions:
     near: Tensor
     known: Tensor
 
+    @property
+    def body_image(self) -> Image:
+        """The body as a volume, 1 inside and 0 elsewhere."""
+        return self.image.with_data(self.body.float())
+
     @classmethod
     def of(cls, image: Image, spacing: float = WORKING_SPACING_MM) -> Regions:
         """The regions of a volume, at the given spacing in mm or the volume's own where that is coarser."""
@@ -71,7 +76,7 @@ def body_mask(image: Image) -> Tensor:
         (z, y, x) bool on the volume's grid; all true where nothing stands out from the background.
     """
     regions = Regions.of(image)
-    return _nearest_on(regions.image.with_data(regions.body.float()), image)
+    return _nearest_on(regions.body_image, image)
 
 
 def data_region(image: Image) -> Tensor:

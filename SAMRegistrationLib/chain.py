@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from .configuration import choose
+from .configuration import choose, usual_preset
 from .errors import RegistrationWarning
 from .features.memory import available_memory
 from .methods.problem import Problem
@@ -20,7 +20,7 @@ from .transforms import Transform
 
 def plan_of(preset: Preset) -> dict[str, float]:
     """Expected shares of the time by stage; for an automatic preset those of what it usually takes."""
-    stages = (*preset.stages, *(load_preset("default").stages[1:] if preset.automatic else ()))
+    stages = (*preset.stages, *(load_preset(usual_preset()).stages[1:] if preset.automatic else ()))
     shares = {label: stage.share for label, stage in zip(stage_labels(stages), stages, strict=True)}
     return {"prepare": 1.0, **shares, "finish": 2.0}
 

@@ -12,6 +12,7 @@ from SAMRegistrationLib.alignment import Alignment
 from SAMRegistrationLib.alignment.feature_alignment import FeatureAlignment
 from SAMRegistrationLib.alignment.refinement import Model
 from SAMRegistrationLib.alignment.robust_fit import Fit
+from SAMRegistrationLib.body import Regions
 from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.matching import Matches
 from SAMRegistrationLib.methods import second_look
@@ -144,7 +145,7 @@ def test_a_step_that_hardly_lessens_the_disagreement_is_not_taken() -> None:
 
 def test_a_volume_is_cut_to_whole_slices_and_its_body_measured() -> None:
     fixed = _body(GRID, AffineTransform())
-    lower, upper = second_look._heights(second_look._body(fixed))
+    lower, upper = second_look._heights(Regions.of(fixed).body_image)
     assert (lower, upper) == pytest.approx((-130, 130), abs=5)
     part = second_look._cut(fixed, (-40.0, 60.0))
     assert part.grid.size[2] == 20

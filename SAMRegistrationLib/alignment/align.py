@@ -163,7 +163,7 @@ def _match(
     prepared: tuple[PreparedImage, PreparedImage], fixed: Features, moving: Features, model: Model, seed: int
 ) -> FeatureAlignment | None:
     """The fit to matches between the bodies; None where too few agree on any."""
-    bodies = [image.regions.image.with_data(image.regions.body.float()) for image in prepared]
+    bodies = [image.regions.body_image for image in prepared]
     try:
         return align_features(fixed, moving, bodies[0], bodies[1], model, seed)
     except InputError:

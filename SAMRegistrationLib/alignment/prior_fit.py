@@ -32,7 +32,7 @@ _INDEPENDENT_SHARE = 1 / 15
 """So many independent errors there are per match."""
 
 _FIRST_TOLERANCE_MM = 20.0
-INLIER_MM = 1.5 * _FIRST_TOLERANCE_MM
+_INLIER_MM = 1.5 * _FIRST_TOLERANCE_MM
 _RESIDUALS_TOLERATED = 4.0
 """Generous: the matches of a head bent back are right, and a map that gives them up misses its organs by 3 cm."""
 
@@ -78,8 +78,13 @@ def fit_with_prior(
             tolerance = max(tolerance, _FIRST_TOLERANCE_MM * (1.5 - iteration / _COARSE_ROUNDS))
         trusted = weights / np.square(1 + np.square(residuals / tolerance))
         transform = _most_probable(fixed_points, moving_points, trusted, residuals, model)
+    return fit_of(transform, model, fixed_points, moving_points)
+
+
+def fit_of(transform: AffineTransform, model: Model, fixed_points: FloatArray, moving_points: FloatArray) -> Fit:
+    """What a map makes of matches (n, 3): its inliers are those within 30 mm."""
     residuals = _residuals(transform, fixed_points, moving_points)
-    inliers = residuals < INLIER_MM
+    inliers = residuals < _INLIER_MM
     return Fit(transform, model, inliers, float(np.median(residuals[inliers])) if inliers.any() else np.inf)
 
 

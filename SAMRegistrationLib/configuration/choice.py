@@ -91,7 +91,7 @@ def choose(problem: Problem, aligned_by: Stage, start: Transform | None, free: i
 def _stiffer(problem: Problem, regions: Regions) -> AffineTransform:
     """The rigid map that is closest to the alignment inside the fixed body."""
     assert isinstance(problem.initial, AffineTransform)
-    points = body_grid(regions.image.with_data(regions.body.float()))
+    points = body_grid(regions.body_image)
     return fit_transform(points, problem.initial.transform_points(points), None, Model.RIGID)
 
 

@@ -60,6 +60,11 @@ def read_rules(path: Path = RULES_FILE) -> tuple[str, tuple[Rule, ...]]:
     return content["usual"], tuple(rules)
 
 
+def usual_preset() -> str:
+    """The name of the preset that is taken where nothing speaks against it."""
+    return read_rules()[0]
+
+
 def decide(situation: Situation, rules: tuple[Rule, ...]) -> Rule:
     """The first rule that fits; the last one always does."""
     return next(rule for rule in rules if rule.fits(situation))

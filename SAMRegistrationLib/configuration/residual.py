@@ -86,8 +86,7 @@ def _matched(problem: Problem, regions: Regions) -> tuple[FloatArray, FloatArray
     """Points of the fixed body, and where the patches around them lie in the aligned moving volume (LPS mm)."""
     extractor = MindExtractor(device=problem.device)
     fixed, moving = (features.fine for features in problem.features(extractor))
-    body = regions.image.with_data(regions.body.float())
-    points = body_grid(body, POINT_DISTANCE_MM, MOST_POINTS)
+    points = body_grid(regions.body_image, POINT_DISTANCE_MM, MOST_POINTS)
     center = np.rint(fixed.grid.to_voxel(points)).astype(int)
     margin = PATCH_RADIUS + SEARCH_RADIUS
     inside = np.all((center >= margin) & (center < np.asarray(fixed.grid.size) - margin), axis=1)

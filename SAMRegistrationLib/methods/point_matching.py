@@ -89,7 +89,7 @@ class EmbeddedVolume:
     @cached_property
     def body(self) -> Image:
         """1 inside the body, 0 outside, at about 4 mm on the CPU."""
-        return self.regions.image.with_data(self.regions.body.float())
+        return self.regions.body_image
 
     @cached_property
     def index(self) -> FeatureIndex:

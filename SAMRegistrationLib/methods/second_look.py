@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ..alignment import Alignment, from_matches
 from ..alignment.feature_alignment import FeatureAlignment, body_grid, core_weights
-from ..alignment.prior_fit import INLIER_MM, fit_with_prior
+from ..alignment.prior_fit import fit_of, fit_with_prior
 from ..alignment.refinement import Model
-from ..alignment.robust_fit import Fit, fit_transform, plausible
+from ..alignment.robust_fit import fit_transform, plausible
 from ..alignment.volumes import PreparedImage
 from ..body import Regions
 from ..errors import InputError
@@ -95,7 +95,7 @@ def look_again(
     if wanted is Model.TRANSLATION or fixed_features.coarse is None:
         return found
     prepared = PreparedImage.of(fixed, fixed_mask)
-    body = prepared.regions.image.with_data(prepared.regions.body.float())
+    body = prepared.regions.body_image
 
     def looked(up: float) -> _Seen | None:
         place = found.transform.compose(AffineTransform.translation([0.0, 0.0, up]))
@@ -153,10 +153,8 @@ def _between(first: AffineTransform, second: FeatureAlignment) -> FeatureAlignme
     if fit.model is not Model.AFFINE:
         # The mean of two turns is no turn.
         mean = fit_transform(points, mean.transform_points(points), None, fit.model)
-    residuals = np.linalg.norm(mean.transform_points(points) - second.matches.matched, axis=1)
-    inliers = residuals < INLIER_MM
-    middle = float(np.median(residuals[inliers])) if inliers.any() else np.inf
-    return replace(second, fit=Fit(mean, fit.model, inliers, middle), stiff=mean)
+    both = fit_of(mean, fit.model, points, second.matches.matched)
+    return replace(second, fit=both, stiff=mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,7 +207,7 @@ def _look(
     """Both volumes cut to what they have in common under a map; None where that is next to nothing."""
     grid = covering_grid(moving, place, fixed)
     aligned = aligned_volume(moving, place, grid)
-    body = _body(aligned)
+    body = Regions.of(aligned).body_image
     if moving_mask is not None:
         allowed = aligned_volume(moving.with_data(moving_mask.to(moving.data)), place, grid)
         body = _within(body, aligned, allowed.data > 0.5)
@@ -259,14 +257,7 @@ def _cut(volume: Image, heights: Heights) -> Image:
     return replace(volume, data=volume.data[first:last].contiguous(), grid=part)
 
 
-def _body(volume: Image) -> Image:
-    regions = Regions.of(volume)
-    return regions.image.with_data(regions.body.float())
-
-
-def _within(body: Image, volume: Image, mask: Tensor | None) -> Image:
+def _within(body: Image, volume: Image, mask: Tensor) -> Image:
     """A body restricted to a mask (z, y, x) on the grid of its volume."""
-    if mask is None:
-        return body
     allowed = volume.with_data(mask.float()).resampled(body.grid, Interpolation.NEAREST, default=0)
     return body.with_data(body.data * (allowed.data.cpu() > 0.5))

@@ -98,7 +98,7 @@ def self_pair(name: str, volume: Image, seed: int) -> Pair:
 
 
 def _on(regions: Regions, grid: Grid) -> torch.Tensor:
-    return regions.image.with_data(regions.body.float()).resampled(grid, Interpolation.NEAREST, default=0).data
+    return regions.body_image.resampled(grid, Interpolation.NEAREST, default=0).data
 
 
 def _moved(volume: Image, to_moving: AffineTransform, regions: Regions) -> Image:
