@@ -22,7 +22,7 @@ from ..body import Regions
 from ..features.mind import MindExtractor
 from ..grid import FloatArray
 from ..matching.peak import peak_offset
-from ..methods.problem import Problem
+from ..methods.problem import Problem, at_shape
 from ..transforms import AffineTransform
 
 PATCH_RADIUS, SEARCH_RADIUS = 2, 4
@@ -107,7 +107,7 @@ def _valid(problem: Problem, shape: tuple[int, ...]) -> Tensor:
     valid = torch.ones((1, 1, *shape), device=problem.device)
     for mask in problem.masks():
         if mask is not None:
-            valid = valid * functional.interpolate(mask, size=shape, mode="area")
+            valid = valid * at_shape(mask, shape)
     return valid
 
 
