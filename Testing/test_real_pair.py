@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from strategies import STORAGES, stored
+from strategies import STORAGES, require_cuda, stored
 
 from SAMRegistrationLib import Image, RegistrationResult, read_image, read_labels, register, write_image
 from SAMRegistrationLib.evaluation import evaluate
@@ -37,13 +37,26 @@ def result(volumes: tuple[Image, Image]) -> RegistrationResult:
     return register(*volumes)
 
 
-def largest_difference(first: RegistrationResult, second: RegistrationResult) -> float:
-    """The largest distance in mm between two results at places all over the fixed volume."""
+def difference_at_places(first: RegistrationResult, second: RegistrationResult) -> np.ndarray:
+    """Distances in mm between two results at places all over the fixed volume."""
     grid = first.fixed.grid
     places = np.stack(np.meshgrid(*(np.arange(0, n, 6) for n in grid.size), indexing="ij"), axis=-1)
     points = grid.to_world(places.reshape(-1, 3))
     gap = first.transform.transform_points(points) - second.transform.transform_points(points)
-    return float(np.linalg.norm(gap, axis=1).max())
+    return np.linalg.norm(gap, axis=1)
+
+
+def largest_difference(first: RegistrationResult, second: RegistrationResult) -> float:
+    return float(difference_at_places(first, second).max())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("preset", ["affine", "default", "samconvex-io"])
+def test_a_gpu_lays_the_lungs_upon_each_other_as_the_cpu_does(volumes: tuple[Image, Image], preset: str) -> None:
+    on_gpu, on_cpu = (register(*volumes, preset=preset, device=device) for device in (require_cuda(), "cpu"))
+    assert on_gpu.displacement.data.device.type == "cpu"
+    gap = difference_at_places(on_gpu, on_cpu)
+    assert np.median(gap) < SPACING / 4
 
 
 def test_the_lungs_of_two_people_are_laid_upon_each_other(result: RegistrationResult) -> None:

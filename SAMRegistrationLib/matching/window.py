@@ -51,9 +51,8 @@ def most_similar_near(
     side = 2 * (reach + radius) + 1
     center = _nearest_voxels(grid, centers)
     step = (_nearest_voxels(grid, expected) - center[:, None]).clamp(-reach, reach)
-    strides = torch.tensor([1, side, side**2], device=center.device)
     near = _offsets(radius, center.device)
-    cells = ((step + reach + radius) @ strides)[..., None] + near @ strides
+    cells = _flat(step + reach + radius, side)[..., None] + _flat(near, side)
     similarity, allowed = [], []
     at_once = _at_once(side**3 * max(queries.shape[1:]), queries)
     for query, middle, cell in zip(*(values.split(at_once) for values in (queries, center, cells)), strict=True):
@@ -129,6 +128,12 @@ def _likeness(index: FeatureIndex, queries: Tensor, center: Tensor, radius: int)
         # Products of half precision are slow on a CPU.
         queries, vectors = queries.float(), vectors.float()
     return torch.bmm(queries, vectors.transpose(1, 2)).float(), allowed
+
+
+def _flat(voxel: Tensor, side: int) -> Tensor:
+    """Indices (...) in a flattened cube of voxels (..., 3), as (x, y, z); GPUs multiply no whole matrices."""
+    x, y, z = voxel.unbind(-1)
+    return (z * side + y) * side + x
 
 
 def _offsets(radius: int, device: torch.device) -> Tensor:
