@@ -27,6 +27,7 @@ EVERY_CHANGE = dict.fromkeys(
         "shading_probability",
         "streak_probability",
         "cut_probability",
+        "slab_probability",
         "erosion_probability",
     ),
     1.0,

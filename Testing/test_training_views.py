@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,9 @@ def test_outside_the_volume_is_air_that_does_not_count(linear):
 EVERYTHING = PhotometricConfig(
     *[1.0 if name.endswith("probability") else value for name, value in vars(PhotometricConfig()).items()]
 )
+NOTHING = PhotometricConfig(
+    *[0.0 if name.endswith("probability") else value for name, value in vars(PhotometricConfig()).items()]
+)
 
 
 def augment(seed: int, config: PhotometricConfig = EVERYTHING) -> tuple[torch.Tensor, torch.Tensor]:
@@ -133,9 +138,17 @@ def test_the_same_seed_changes_a_view_in_the_same_way():
 
 
 def test_without_changes_a_view_stays_what_it_is():
-    nothing = PhotometricConfig(
-        *[0.0 if name.endswith("probability") else value for name, value in vars(PhotometricConfig()).items()]
-    )
-    image, kept = augment(0, nothing)
+    image, kept = augment(0, NOTHING)
     assert bool(kept.all())
     assert sorted(image.unique().tolist()) == [AIR, 40.0]
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), share=st.floats(0.2, 0.9))
+def test_a_view_cut_to_a_slab_keeps_whole_slices_that_follow_each_other(seed: int, share: float) -> None:
+    _, kept = augment(seed, replace(NOTHING, slab_probability=1.0, slab_share=(share, share)))
+    heights = kept.flatten(1).all(dim=1)
+    assert torch.equal(heights, kept.flatten(1).any(dim=1))
+    shown = torch.nonzero(heights)[:, 0]
+    assert abs(len(shown) - 32 * share) <= 1
+    assert int(shown[-1] - shown[0]) == len(shown) - 1

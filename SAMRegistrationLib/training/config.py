@@ -44,7 +44,10 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class PhotometricConfig:
-    """How often each change of the grey values happens to a view, and how strong it may be."""
+    """How often each change of the grey values happens to a view, and how strong it may be.
+
+    Of a view cut to a slab, as of a scan that ends above and below, `slab_share` of its length along the body is left.
+    """
 
     noise_probability: float = 0.5
     noise_hu: float = 60.0
@@ -59,6 +62,8 @@ class PhotometricConfig:
     streak_probability: float = 0.1
     streak_hu: float = 300.0
     cut_probability: float = 0.4
+    slab_probability: float = 0.2
+    slab_share: tuple[float, float] = (0.3, 0.75)
     erosion_probability: float = 0.3
 
 

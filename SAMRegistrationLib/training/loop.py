@@ -54,6 +54,9 @@ class TrainingLoop:
         self.quiet = quiet
         self.iteration = 0
         self.seconds = 0.0
+        if self.device.type == "cuda":
+            # All batches have one shape, so that trying every kind of convolution once pays.
+            torch.backends.cudnn.benchmark = True
         self.network = network.to(self.device)
         share_parameters(self.network, self.processes)
         self.average = copy.deepcopy(self.network)

@@ -100,6 +100,8 @@ class PhotometricAugmentation:
         if self._happens(self.config.cut_probability):
             for _ in range(1 + int(self._happens(0.4))):
                 kept &= self._half_space(image)
+        if self._happens(self.config.slab_probability):
+            kept &= self._slab(image)
         if self._happens(self.config.erosion_probability):
             kept &= self._uneven_margin(image)
         hidden = image.new_full((), AIR + (self._uniform(0, 60) if self._happens(0.3) else 0.0))
@@ -115,6 +117,13 @@ class PhotometricAugmentation:
         z, y, x = (torch.linspace(-1, 1, size, device=image.device) for size in (depth, height, width))
         height_above = normal[0] * z[:, None, None] + normal[1] * y[None, :, None] + normal[2] * x[None, None, :]
         return height_above < self._uniform(0.3, 1.0)
+
+    def _slab(self, image: Tensor) -> Tensor:
+        """What lies between two heights, (d, 1, 1)."""
+        share = self._uniform(*self.config.slab_share)
+        start = self._uniform(0, 1 - share)
+        height = (torch.arange(image.shape[2], device=image.device) + 0.5) / image.shape[2]
+        return ((height >= start) & (height <= start + share))[:, None, None]
 
     def _uneven_margin(self, image: Tensor) -> Tensor:
         """Keep what is deeper inside the body than a random, slowly varying depth."""

@@ -18,7 +18,8 @@ def add_quiz_arguments(actions: argparse._SubParsersAction[argparse.ArgumentPars
         "quiz",
         help="train the query point network",
         description="Train the network that is asked where points lie. Views of the volumes are made first, once; "
-        "training then draws pairs of them. What was interrupted goes on when the same command is given again.",
+        "training then draws pairs of them. What was interrupted goes on when the same command is given again. For "
+        "several processes: torchrun --nproc_per_node N -m SAMRegistrationLib train quiz ...",
     )
     quiz.add_argument("--data", metavar="MANIFEST", type=Path, required=True, help="JSON with the volumes")
     quiz.add_argument("--out", metavar="DIR", type=Path, required=True, help="checkpoint, weights, logs")
@@ -29,11 +30,13 @@ def add_quiz_arguments(actions: argparse._SubParsersAction[argparse.ArgumentPars
     quiz.add_argument(
         "--recipe",
         default="lite",
-        choices=("lite", "published"),
-        help="lite: with embeddings, for a CPU; published: the paper's (default: %(default)s)",
+        choices=("lite", "gpu", "published"),
+        help="lite: with embeddings, for a CPU; gpu: the same, for minutes of a GPU; published: the paper's "
+        "(default: %(default)s)",
     )
     quiz.add_argument("--config", metavar="FILE", type=Path, help="JSON with settings that replace the recipe's")
     quiz.add_argument("--iterations", type=int, help="length of the whole run")
+    quiz.add_argument("--minutes", type=float, help="of training, instead of a number of iterations")
     quiz.add_argument("--seed", type=int, help="of everything random")
     quiz.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     quiz.add_argument("--initial-weights", metavar="FILE", type=Path, help="safetensors to start from")
@@ -46,41 +49,54 @@ def run_quiz(arguments: argparse.Namespace) -> int:
     Raises:
         RegistrationError: with one sentence for the user.
     """
-    from ..device import resolve_device, usable_cores
+    from ..device import usable_cores
     from ..features.registry import get_extractor
     from .cache import build_cache
     from .checkpoint import make_folder
-    from .distributed import Processes
+    from .distributed import join_processes, leave_processes, wait_for_first
     from .manifest import read_training_volumes
-    from .quiz_pairs import QuizPairs
+    from .quiz_pairs import VIEWS_KEPT, QuizPairs
     from .quiz_trainer import QuizTrainer
     from .quiz_views import prepare_views
 
     if arguments.views_per_volume < 2:
         raise UsageError("a pair takes at least two views per volume")
     config = _configuration(arguments)
-    device = resolve_device(arguments.device)
     chosen, _ = read_training_volumes(arguments.data, arguments.held_out)
     make_folder(arguments.out)
     folder = arguments.views or arguments.out / "views"
     make_folder(folder)
-    cache = build_cache(
-        [volume for volume in chosen if volume.modality in ("CT", "CBCT")],
-        arguments.cache or arguments.out / "cache",
-        config.views.spacing,
-        processes=usable_cores(),
-        progress=not arguments.quiet,
-    )
-    extractor = None if config.embedding is None else get_extractor(config.embedding, device, strict=True)
-    count = arguments.views_per_volume
-    for done, wanted in prepare_views(cache.volumes, folder, extractor, count, config.seed, config.views):
-        if not arguments.quiet and done % 50 == 0:
-            print(f"made {done} of {wanted} views", flush=True)
-    pairs = QuizPairs(cache.volumes, folder, count, config.pairs, config.embedding is not None)
-    trainer = QuizTrainer(pairs, config, arguments.out, Processes(device=device), quiet=arguments.quiet)
-    if not trainer.resume() and arguments.initial_weights:
-        trainer.start_from(arguments.initial_weights)
-    trainer.run()
+    processes = join_processes(arguments.device)
+    told = processes.is_first and not arguments.quiet
+    try:
+        # The first process fills the cache, the others then find everything in it.
+        if not processes.is_first:
+            wait_for_first(processes)
+        volumes = build_cache(
+            [volume for volume in chosen if volume.modality in ("CT", "CBCT")],
+            arguments.cache or arguments.out / "cache",
+            config.views.spacing,
+            processes=usable_cores(),
+            progress=told,
+        ).volumes
+        if processes.is_first:
+            wait_for_first(processes)
+        model = config.embedding
+        extractor = None if model is None else get_extractor(model, processes.device, strict=True)
+        count = arguments.views_per_volume
+        for done, wanted in prepare_views(volumes, folder, extractor, count, config.seed, config.views, processes):
+            if told and done % 50 == 0:
+                print(f"made {done} of {wanted} views", flush=True)
+        wait_for_first(processes)
+        on_gpu = processes.device.type == "cuda"
+        kept = len(volumes) * count if on_gpu else VIEWS_KEPT
+        pairs = QuizPairs(volumes, folder, count, config.pairs, model is not None, processes.device, kept)
+        trainer = QuizTrainer(pairs, config, arguments.out, processes, quiet=arguments.quiet)
+        if not trainer.resume() and arguments.initial_weights:
+            trainer.start_from(arguments.initial_weights)
+        trainer.run()
+    finally:
+        leave_processes(processes)
     return 0
 
 
@@ -88,7 +104,9 @@ def _configuration(arguments: argparse.Namespace) -> QuizTrainingConfig:
     from .quiz_config import RECIPES
     from .settings import read_settings
 
-    values = read_settings(arguments.config, iterations=arguments.iterations, seed=arguments.seed)
+    values = read_settings(
+        arguments.config, iterations=arguments.iterations, minutes=arguments.minutes, seed=arguments.seed
+    )
     try:
         config = RECIPES[arguments.recipe].changed(values)
     except (TypeError, AttributeError) as error:

@@ -42,6 +42,9 @@ class QuizLossConfig:
     """Weights of the losses.
 
     Args:
+        distance: of the mean distance itself, whose slope does not vanish, as that of the published square does,
+            where answers are nearly right. Ours.
+        offset: of the length of a pair's mean error, by which a translation is off that the answers make. Ours.
         translation: alpha of equation 1, of the likeness of the volumes after the mean displacement.
         translation_from: share of the run after which that joins in; the paper trains the quizzer alone first.
         confidence: of the likelihood of the errors under the predicted variances, from which no gradient reaches
@@ -50,6 +53,8 @@ class QuizLossConfig:
         pointing: of the cross-entropy of where a query points. Ours.
     """
 
+    distance: float = 0.0
+    offset: float = 0.0
     translation: float = 0.01
     translation_from: float = 0.5
     confidence: float = 0.0
@@ -63,12 +68,14 @@ class QuizTrainingConfig(LoopSettings):
 
     Args:
         embedding: model whose frozen embedding goes in beside the image, or None as published.
-        batch: pairs per iteration.
+        batch: pairs per iteration and process.
+        minutes: if not zero, `iterations` follows from the pace so that training ends after about this time.
     """
 
     architecture: str = "quiz"
     embedding: str | None = None
     batch: int = 2
+    minutes: float = 0.0
     iterations: int = 2000
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
@@ -104,6 +111,8 @@ LITE_NETWORK = {
     "pointing": True,
 }
 
+GPU_NETWORK = {**LITE_NETWORK, "channels": 192, "widths": [32, 64, 96, 128], "layers": 4, "heads": 6}
+
 RECIPES = {
     "published": QuizTrainingConfig(),
     "lite": QuizTrainingConfig(
@@ -117,5 +126,21 @@ RECIPES = {
         pairs=QuizPairConfig(image_size=48, queries=256, turns=False, between_subjects=0.3),
         loss=QuizLossConfig(translation_from=0.8, confidence=0.01, pointing=0.02),
     ),
+    "gpu": QuizTrainingConfig(
+        network=GPU_NETWORK,
+        embedding="sam",
+        batch=12,
+        iterations=1500,
+        learning_rate=1e-3,
+        weight_decay=1e-3,
+        warmup=100,
+        decay=0.8,
+        checkpoint_minutes=0.7,
+        pairs=QuizPairConfig(
+            image_size=96, embedding_size=24, queries=192, translation=0.1, turns=False, between_subjects=0.2
+        ),
+        loss=QuizLossConfig(distance=0.5, offset=0.5, translation_from=0.7, confidence=0.01, pointing=0.02),
+    ),
 }
-"""The paper's, and one for the hour of a processor core: smaller cubes and network, and our additions."""
+"""The paper's; one for the hour of a processor core, with smaller cubes and network and our additions; and one with
+all of the additions for some minutes of a GPU, in three processes that share it."""

@@ -13,6 +13,8 @@ from .quiz_pairs import QuizPair
 NCC_WINDOW = 9
 _EPSILON = 1e-4
 _LEAST_PROBABILITY = 1e-5
+_SMALLEST_OFFSET = 1e-4
+"""Below which an offset counts as none: the root has no slope at zero."""
 
 
 def quiz_loss(
@@ -22,6 +24,12 @@ def quiz_loss(
     residual = (pair.queries + answers.displacement - pair.targets).norm(dim=-1)
     parts = {"pair": _mean_where(residual.square(), pair.shown)}
     total = parts["pair"]
+    if config.distance > 0:
+        parts["distance"] = _mean_where(residual, pair.shown)
+        total = total + config.distance * parts["distance"]
+    if config.offset > 0:
+        parts["offset"] = offset_loss(pair.queries + answers.displacement - pair.targets, pair.shown)
+        total = total + config.offset * parts["offset"]
     if with_translation and config.translation > 0:
         parts["translation"] = translation_loss(pair.reference, pair.search, answers.displacement)
         total = total + config.translation * parts["translation"]
@@ -47,6 +55,13 @@ def translation_loss(reference: Tensor, search: Tensor, displacement: Tensor) ->
     positions = functional.affine_grid(matrix, list(search.shape), align_corners=False)
     moved = functional.grid_sample(search, positions, align_corners=False)
     return -normalized_correlation(reference, moved)
+
+
+def offset_loss(error: Tensor, shown: Tensor) -> Tensor:
+    """How far a translation by the mean displacement of the shown queries is off: errors (b, n, 3), shown (b, n)."""
+    kept = shown[..., None]
+    each = (error * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
+    return (each.square().sum(dim=-1) + _SMALLEST_OFFSET**2).sqrt().mean()
 
 
 def normalized_correlation(first: Tensor, second: Tensor) -> Tensor:

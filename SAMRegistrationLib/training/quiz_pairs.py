@@ -19,7 +19,9 @@ from .quiz_config import QuizPairConfig
 from .quiz_views import QuizView, read_view, view_file
 
 _ATTEMPTS = 20
-_VIEWS_KEPT = 64
+VIEWS_KEPT = 64
+"""In the memory of a computer; that of a GPU for training holds them all."""
+
 _VAGUE_SCHEMES = ("auto",)
 """Structures of these schemes have no center worth finding: lungs and bones end where the scan does."""
 
@@ -67,15 +69,26 @@ class QuizPairs:
         count: views per volume, at most.
         config: how pairs are drawn.
         with_embedding: whether the network takes one.
+        device: where volumes and embeddings are kept and cut out.
+        kept: so many views stay in memory.
 
     Raises:
         InputError: if there is no pair of views.
     """
 
     def __init__(
-        self, volumes: list[CachedVolume], folder: Path, count: int, config: QuizPairConfig, with_embedding: bool
+        self,
+        volumes: list[CachedVolume],
+        folder: Path,
+        count: int,
+        config: QuizPairConfig,
+        with_embedding: bool,
+        device: torch.device | str = "cpu",
+        kept: int = VIEWS_KEPT,
     ) -> None:
         self.config = config
+        self._device = device
+        self._most_kept = kept
         self.with_embedding = with_embedding
         self._folder = folder
         self._numbers = {
@@ -131,8 +144,8 @@ class QuizPairs:
     def _view(self, volume: CachedVolume, number: int) -> QuizView | None:
         name = view_file(volume, number)
         if name not in self._kept:
-            self._kept[name] = read_view(self._folder / name, volume)
-            if len(self._kept) > _VIEWS_KEPT:
+            self._kept[name] = read_view(self._folder / name, volume, self._device)
+            if len(self._kept) > self._most_kept:
                 self._kept.popitem(last=False)
         return self._kept[name]
 

@@ -26,6 +26,7 @@ from ..methods.quiz_inputs import IMAGE_MM, QuizVolume, body_corners, token_feat
 from .cache import OUTSIDE, CachedVolume
 from .checkpoint import write_whole
 from .config import PhotometricConfig
+from .distributed import Processes
 from .photometric import PhotometricAugmentation
 from .views import Placement, Source, View, locate, positions_of, resample_source, rotation_matrix, sample_map
 
@@ -114,33 +115,43 @@ def prepare_views(
     count: int,
     seed: int,
     config: QuizViewConfig | None = None,
+    processes: Processes | None = None,
 ) -> Iterator[tuple[int, int]]:
-    """Write `count` views of every volume that are not there yet; yields how many of how many are, as it goes.
+    """Write this process's share of `count` views of every volume that are not there yet; yields its progress.
 
-    Two of every volume come first, in random order of the volumes, so that training may begin before the end.
+    Two of every volume come first, in random order of the volumes, so that training may begin before the end. All
+    is computed on the process's device.
     """
+    processes = processes or Processes()
     folder.mkdir(parents=True, exist_ok=True)
     order = torch.randperm(len(volumes), generator=torch.Generator().manual_seed(seed)).tolist()
-    wanted = [(n, i) for first in range(0, count, 2) for i in order for n in range(first, min(first + 2, count))]
+    own = order[processes.rank :: processes.count]
+    wanted = [(n, i) for first in range(0, count, 2) for i in own for n in range(first, min(first + 2, count))]
     for done, (number, index) in enumerate(wanted, start=1):
         file = folder / view_file(volumes[index], number)
         if not file.is_file():
             generator = torch.Generator().manual_seed((seed * 1_000_003 + number) * 100_003 + index)
-            _write_view(file, volumes[index], extractor, generator, config or QuizViewConfig())
+            _write_view(
+                file, volumes[index], extractor, generator, config or QuizViewConfig(), processes.device
+            )
         yield done, len(wanted)
 
 
-def read_view(file: Path, volume: CachedVolume) -> QuizView | None:
-    """A view that was written; None if it is not there, damaged or shows nothing."""
+def read_view(file: Path, volume: CachedVolume, device: torch.device | str = "cpu") -> QuizView | None:
+    """A view that was written; None if it is not there, damaged or shows nothing.
+
+    Image and embedding go to the device, the latter in half precision; geometry stays on the CPU, where looking up
+    a few hundred points takes less time than a GPU needs to begin.
+    """
     try:
         with np.load(file) as stored:
             values = {name: torch.from_numpy(stored[name]) for name in stored.files}
-        image = Image(values["image"].float(), _grid(values["image"], IMAGE_MM), "int16", "CT")
+        image = Image(values["image"].to(device).float(), _grid(values["image"], IMAGE_MM), "int16", "CT")
         mesh, visible = values["mesh"].float(), values["visible"]
         embedding = values.get("embedding")
         tokens = None
         if embedding is not None:
-            tokens = FeatureMap(embedding[None].float(), _grid(embedding[0], MESH_MM))
+            tokens = FeatureMap(embedding[None].to(device), _grid(embedding[0], MESH_MM))
         places = View(image.tensor(), mesh, visible, visible, values["matrix"])
         volume_of_view = QuizVolume(image, tokens, values["body"].numpy())
     except _UNREADABLE:
@@ -154,12 +165,12 @@ def _write_view(
     extractor: FeatureExtractor | None,
     generator: torch.Generator,
     config: QuizViewConfig,
+    device: torch.device,
 ) -> None:
-    source = Source(
-        torch.from_numpy(volume.image())[None, None], torch.from_numpy(volume.labels())[None, None], volume.spacing
-    )
+    arrays = [torch.from_numpy(values)[None, None].to(device) for values in (volume.image(), volume.labels())]
+    source = Source(arrays[0], arrays[1], volume.spacing)
     placement, shape = draw_view(source, config, generator)
-    positions = positions_of(placement, shape)
+    positions = positions_of(placement.to(device), shape)
     image, kept = PhotometricAugmentation(PhotometricConfig(), generator)(resample_source(source, positions))
     body = kept & (_codes_at(source, positions) != OUTSIDE)
     values: dict[str, Tensor] = {}
@@ -174,11 +185,11 @@ def _write_view(
     values["visible"] = functional.avg_pool3d(body[None].float(), steps)[0] > 0.5
     values["matrix"] = placement.matrix * steps
     values["body"] = torch.from_numpy(body_corners(body, view.grid))
-    arrays: dict[str, Any] = {name: value.numpy() for name, value in values.items()}
+    stored: dict[str, Any] = {name: value.cpu().numpy() for name, value in values.items()}
 
     def save(path: Path) -> None:
         with path.open("wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, **stored)
 
     write_whole(file, save)
 
@@ -236,7 +247,7 @@ def _cropped(
 def _codes_at(source: Source, positions: Tensor) -> Tensor:
     """Codes (z, y, x) of the nearest voxels; outside the volume what means outside the body."""
     voxel = (positions[0] / source.spacing).round_().to(torch.int32)
-    size = torch.tensor(source.codes.shape[:1:-1], dtype=torch.int32)[:, None, None, None]
+    size = voxel.new_tensor(source.codes.shape[:1:-1])[:, None, None, None]
     inside = ((voxel >= 0) & (voxel < size)).all(dim=0)
     x, y, z = torch.minimum(voxel.clamp_(min=0), size - 1).long()
     return torch.where(inside, source.codes[0, 0][z, y, x], OUTSIDE)
