@@ -18,6 +18,7 @@ from training_volumes import write_manifest
 from SAMRegistrationLib.errors import InputError, UsageError
 from SAMRegistrationLib.networks.quiz import Answers
 from SAMRegistrationLib.sampling import sample_points
+from SAMRegistrationLib.training import quiz_trainer
 from SAMRegistrationLib.training.cache import CachedVolume, build_cache
 from SAMRegistrationLib.training.checkpoint import CHECKPOINT_FILE, WEIGHTS_FILE
 from SAMRegistrationLib.training.manifest import read_manifest
@@ -26,6 +27,7 @@ from SAMRegistrationLib.training.quiz_config import RECIPES, QuizLossConfig, Qui
 from SAMRegistrationLib.training.quiz_losses import (
     confidence_loss,
     normalized_correlation,
+    offset_loss,
     pointing_loss,
     quiz_loss,
     translation_loss,
@@ -213,6 +215,19 @@ def test_the_best_variance_is_that_of_the_errors() -> None:
     assert int(np.argmin(losses)) == 2
 
 
+def test_the_offset_is_that_of_the_mean_of_the_shown_points() -> None:
+    error = torch.tensor([[[0.3, 0.0, 0.0], [-0.3, 0.0, 0.0], [0.0, 9.0, 0.0]], [[0.0, 0.4, 0.0]] * 3])
+    shown = torch.tensor([[True, True, False], [True, True, True]])
+    assert float(offset_loss(error, shown)) == pytest.approx((0.0 + 0.4) / 2, abs=1e-3)
+
+
+def test_distance_and_offset_join_the_published_square(pair: QuizPair) -> None:
+    config = QuizLossConfig(distance=0.5, offset=2.0)
+    total, parts = quiz_loss(answers_to(pair, torch.zeros(1, 30, 3)), pair, config, False)
+    assert float(parts["distance"]) == pytest.approx(0.25) and float(parts["offset"]) == pytest.approx(0.25)
+    assert float(total) == pytest.approx(0.0625 + 0.5 * 0.25 + 2 * 0.25)
+
+
 def test_pointing_is_best_at_the_cell_of_the_target() -> None:
     targets = torch.tensor([[[0.25, -0.25, 0.75]]])
     losses = {}
@@ -252,6 +267,17 @@ def test_an_interrupted_run_ends_like_one_that_was_not(
     assert rest.run() == pytest.approx(losses[2:], rel=1e-4)
     for name, value in whole.average.state_dict().items():
         torch.testing.assert_close(rest.average.state_dict()[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_a_run_of_so_many_minutes_ends_in_time(
+    volumes: list[CachedVolume], views: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quiz_trainer, "_PACE_FROM", 2)
+    monkeypatch.setattr(quiz_trainer, "PACE_EVERY", 3)
+    trainer = trainer_for(volumes, views, tmp_path, iterations=1000, minutes=0.01)
+    trainer.run()
+    assert trainer.iteration == trainer.settings.iterations < 100
+    assert 0.3 < trainer.seconds < 3.0
 
 
 def test_the_command_makes_views_trains_and_goes_on(manifest: Path, tmp_path: Path) -> None:

@@ -258,7 +258,10 @@ class Pointer(nn.Module):
             there = everywhere.gather(2, searched.cells[:, None].expand(-1, everywhere.shape[1], -1))
             logits = logits + self.gain.exp() * (own @ functional.normalize(there, dim=1))
         attention = logits.float().masked_fill(~searched.present[:, None], -1e4).softmax(dim=-1)
-        place = attention @ cell_positions(searched.shape, attention.device)[searched.cells]
+        positions = cell_positions(searched.shape, attention.device)[searched.cells]
+        # In full precision, as half precision cannot hold positions.
+        with torch.autocast(attention.device.type, enabled=False):
+            place = attention @ positions
         seen = attention.to(searched.values.dtype) @ searched.values
         state = state + self.seen(torch.cat([state, seen, (place - queries).to(state.dtype)], dim=-1))
         return place, state, searched.spread(attention)

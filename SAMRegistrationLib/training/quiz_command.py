@@ -18,8 +18,8 @@ def add_quiz_arguments(actions: argparse._SubParsersAction[argparse.ArgumentPars
         "quiz",
         help="train the query point network",
         description="Train the network that is asked where points lie. Views of the volumes are made first, once; "
-        "training then draws pairs of them. What was interrupted goes on when the same command is given again. For "
-        "several processes: torchrun --nproc_per_node N -m SAMRegistrationLib train quiz ...",
+        "training then draws pairs of them. What was interrupted goes on when the same command is given again. "
+        "For several processes: torchrun --nproc_per_node N -m SAMRegistrationLib train quiz ...",
     )
     quiz.add_argument("--data", metavar="MANIFEST", type=Path, required=True, help="JSON with the volumes")
     quiz.add_argument("--out", metavar="DIR", type=Path, required=True, help="checkpoint, weights, logs")

@@ -142,5 +142,5 @@ RECIPES = {
         loss=QuizLossConfig(distance=0.5, offset=0.5, translation_from=0.7, confidence=0.01, pointing=0.02),
     ),
 }
-"""The paper's; one for the hour of a processor core, with smaller cubes and network and our additions; and one with
-all of the additions for some minutes of a GPU, in three processes that share it."""
+"""The paper's; one for the hour of a processor core, with smaller cubes and network and our additions; and one for
+some minutes of a GPU that three processes share."""

@@ -58,7 +58,7 @@ def translation_loss(reference: Tensor, search: Tensor, displacement: Tensor) ->
 
 
 def offset_loss(error: Tensor, shown: Tensor) -> Tensor:
-    """How far a translation by the mean displacement of the shown queries is off: errors (b, n, 3), shown (b, n)."""
+    """How far off the mean displacement of the shown queries is, of errors (b, n, 3) and shown (b, n)."""
     kept = shown[..., None]
     each = (error * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1)
     return (each.square().sum(dim=-1) + _SMALLEST_OFFSET**2).sqrt().mean()

@@ -33,6 +33,9 @@ from .views import Placement, Source, View, locate, positions_of, resample_sourc
 MESH_MM = 16.0
 """Distance of the places whose position in the volume is stored; the stride of the coarse embedding too."""
 
+PHOTOMETRIC = PhotometricConfig(slab_probability=0.0)
+"""Where a scan ends is a matter of `QuizViewConfig`."""
+
 _UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
@@ -131,9 +134,7 @@ def prepare_views(
         file = folder / view_file(volumes[index], number)
         if not file.is_file():
             generator = torch.Generator().manual_seed((seed * 1_000_003 + number) * 100_003 + index)
-            _write_view(
-                file, volumes[index], extractor, generator, config or QuizViewConfig(), processes.device
-            )
+            _write_view(file, volumes[index], extractor, generator, config or QuizViewConfig(), processes.device)
         yield done, len(wanted)
 
 
@@ -171,7 +172,7 @@ def _write_view(
     source = Source(arrays[0], arrays[1], volume.spacing)
     placement, shape = draw_view(source, config, generator)
     positions = positions_of(placement.to(device), shape)
-    image, kept = PhotometricAugmentation(PhotometricConfig(), generator)(resample_source(source, positions))
+    image, kept = PhotometricAugmentation(PHOTOMETRIC, generator)(resample_source(source, positions))
     body = kept & (_codes_at(source, positions) != OUTSIDE)
     values: dict[str, Tensor] = {}
     view = Image(image[0, 0], _grid(image[0, 0], config.spacing), "int16", "CT")
