@@ -18,7 +18,7 @@ from training_volumes import write_manifest
 from SAMRegistrationLib.errors import InputError, UsageError
 from SAMRegistrationLib.networks.quiz import Answers
 from SAMRegistrationLib.sampling import sample_points
-from SAMRegistrationLib.training import quiz_trainer
+from SAMRegistrationLib.training import loop
 from SAMRegistrationLib.training.cache import CachedVolume, build_cache
 from SAMRegistrationLib.training.checkpoint import CHECKPOINT_FILE, WEIGHTS_FILE
 from SAMRegistrationLib.training.manifest import read_manifest
@@ -272,8 +272,8 @@ def test_an_interrupted_run_ends_like_one_that_was_not(
 def test_a_run_of_so_many_minutes_ends_in_time(
     volumes: list[CachedVolume], views: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quiz_trainer, "_PACE_FROM", 2)
-    monkeypatch.setattr(quiz_trainer, "PACE_EVERY", 3)
+    monkeypatch.setattr(loop, "PACE_FROM", 2)
+    monkeypatch.setattr(loop, "PACE_EVERY", 3)
     trainer = trainer_for(volumes, views, tmp_path, iterations=1000, minutes=0.01)
     trainer.run()
     assert trainer.iteration == trainer.settings.iterations < 100

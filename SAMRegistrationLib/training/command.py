@@ -38,6 +38,7 @@ def add_train_arguments(subparsers: argparse._SubParsersAction[argparse.Argument
     sam.add_argument("--config", metavar="FILE", type=Path, help="JSON with settings that replace the defaults")
     sam.add_argument("--architecture", help="network: sam-lite or sam-resnet18 (default: sam-lite)")
     sam.add_argument("--iterations", type=int, help="length of the whole run")
+    sam.add_argument("--minutes", type=float, help="of training, instead of a number of iterations")
     sam.add_argument("--seed", type=int, help="of everything random")
     sam.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     sam.add_argument("--initial-weights", metavar="FILE", type=Path, help="safetensors to start from")
@@ -141,9 +142,8 @@ def _configuration(arguments: argparse.Namespace) -> TrainingConfig:
     from .config import TrainingConfig
     from .settings import read_settings
 
-    values = read_settings(
-        arguments.config, architecture=arguments.architecture, iterations=arguments.iterations, seed=arguments.seed
-    )
+    names = ("architecture", "iterations", "minutes", "seed")
+    values = read_settings(arguments.config, **{name: getattr(arguments, name) for name in names})
     try:
         return TrainingConfig.from_dict(values)
     except (TypeError, AttributeError) as error:

@@ -46,7 +46,7 @@ class ViewConfig:
 class PhotometricConfig:
     """How often each change of the grey values happens to a view, and how strong it may be.
 
-    Of a view cut to a slab, as of a scan that ends above and below, `slab_share` of its length along the body is left.
+    Of a view cut to a slab, as a scan ends above and below, `slab_share` of its length along the body is left.
     """
 
     noise_probability: float = 0.5

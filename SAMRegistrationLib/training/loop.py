@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,10 @@ from .progress import Progress
 from .settings import LoopSettings
 
 AVERAGE_WARMUP = 10
+
+PACE_EVERY = 25
+PACE_FROM = 10
+"""Iterations before the pace is first told: in the first ones a GPU chooses its kernels and reads volumes."""
 
 PRIVATE_STATES = "banks"
 """Where a checkpoint keeps what every process gathered; the name is that of the first use."""
@@ -54,6 +58,7 @@ class TrainingLoop:
         self.quiet = quiet
         self.iteration = 0
         self.seconds = 0.0
+        self._recent: list[float] = []
         if self.device.type == "cuda":
             # All batches have one shape, so that trying every kind of convolution once pays.
             torch.backends.cudnn.benchmark = True
@@ -117,7 +122,10 @@ class TrainingLoop:
         while self.iteration < self.settings.iterations:
             values, save = self._iterate(clock)
             losses.append(values["total"])
+            if self.settings.minutes > 0:
+                self._fit_to_time(values["seconds"])
             if progress is not None:
+                progress.total = self.settings.iterations
                 progress.update(self.iteration, values)
                 self.report(progress, self.iteration)
             if save or self.iteration == self.settings.iterations:
@@ -160,6 +168,18 @@ class TrainingLoop:
             clock.saved = time.monotonic()
         values |= {"gradient": float(norm), "rate": self.optimizer.param_groups[0]["lr"], "seconds": elapsed}
         return values, bool(save)
+
+    def _fit_to_time(self, seconds: float) -> None:
+        """Set the length of the run by the pace of the last iterations, alike on all processes."""
+        self._recent.append(seconds)
+        if self.iteration != PACE_FROM and self.iteration % PACE_EVERY:
+            return
+        pace = sum(self._recent) / len(self._recent)
+        left = 60 * self.settings.minutes - self.seconds
+        iterations = self.iteration + max(1, round(left / pace))
+        # The clocks of the processes differ; the first one's counts.
+        self.settings = replace(self.settings, iterations=gather(iterations, self.processes)[0])
+        self._recent = []
 
     def _stop_if(self, broken: bool, names: list[str]) -> None:
         if not broken:

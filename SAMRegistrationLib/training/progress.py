@@ -30,6 +30,7 @@ class Progress:
         for name, value in values.items():
             self.sums.setdefault(name, []).append(value)
         if self.bar is not None:
+            self.bar.total = self.total
             self.bar.set_postfix({name: f"{value:.3g}" for name, value in values.items()}, refresh=False)
             self.bar.update(1)
         elif not self.quiet and (iteration % LINE_EVERY == 0 or iteration == self.total):

@@ -69,13 +69,11 @@ class QuizTrainingConfig(LoopSettings):
     Args:
         embedding: model whose frozen embedding goes in beside the image, or None as published.
         batch: pairs per iteration and process.
-        minutes: if not zero, `iterations` follows from the pace so that training ends after about this time.
     """
 
     architecture: str = "quiz"
     embedding: str | None = None
     batch: int = 2
-    minutes: float = 0.0
     iterations: int = 2000
     learning_rate: float = 1e-4
     weight_decay: float = 0.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,11 @@ import torch
 from ..errors import InputError
 from ..models.importer import read_tensors
 from ..networks.quiz import Quiz
-from .distributed import Processes, gather
+from .distributed import Processes
 from .loop import TrainingLoop
-from .progress import Progress
 from .quiz_config import QuizTrainingConfig
 from .quiz_losses import quiz_loss
 from .quiz_pairs import QuizPairs
-
-PACE_EVERY = 25
-_PACE_FROM = 10
-"""Iterations before the pace is first told: the first ones of a GPU choose their kernels and read views."""
 
 
 class QuizTrainer(TrainingLoop):
@@ -39,7 +33,6 @@ class QuizTrainer(TrainingLoop):
         super().__init__(Quiz(**config.network).train(), config, out, processes or Processes(), quiet=quiet)
         self.config = config
         self.pairs = pairs
-        self._recent: list[float] = []
 
     def start_from(self, path: Path) -> None:
         """Take the parameters of an exported weight file as the start of a new run.
@@ -68,28 +61,6 @@ class QuizTrainer(TrainingLoop):
             error = (pair.queries + answers.displacement - pair.targets).norm(dim=-1)[pair.shown]
         values = {"total": loss.detach(), **parts, "median_error": error.median()}
         return pair.names, dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
-
-    def _iterate(self, clock: Any) -> tuple[dict[str, float], bool]:
-        result = super()._iterate(clock)
-        if self.config.minutes > 0:
-            self._recent.append(result[0]["seconds"])
-            if self.iteration == _PACE_FROM or self.iteration % PACE_EVERY == 0:
-                self._fit_to_time()
-        return result
-
-    def report(self, progress: Progress, iteration: int) -> None:  # noqa: ARG002
-        """Let the progress know how long the run has become."""
-        progress.total = self.config.iterations
-
-    def _fit_to_time(self) -> None:
-        """Set the length of the run by the pace of the last iterations, alike on all processes."""
-        pace = sum(self._recent) / len(self._recent)
-        left = 60 * self.config.minutes - self.seconds
-        iterations = self.iteration + max(1, round(left / pace))
-        # The clocks of the processes differ; the first one's counts.
-        iterations = gather(iterations, self.processes)[0]
-        self._recent = []
-        self.settings = self.config = replace(self.config, iterations=iterations)
 
     def _metadata(self) -> dict[str, Any]:
         pairs = self.config.pairs

@@ -19,6 +19,7 @@ class LoopSettings:
         network: arguments that the network is built with, beside its defaults.
         iterations: length of the run; the learning rate is constant after `warmup` and falls to zero over the
             last `decay` of it, so that a run can be prolonged from a checkpoint before the decay.
+        minutes: if not zero, `iterations` follows from the pace, so that training ends after about this time.
         accumulation: iterations whose gradients are summed before one step.
         checkpoint_minutes: time between checkpoints.
     """
@@ -26,6 +27,7 @@ class LoopSettings:
     architecture: str
     network: dict[str, Any] = field(default_factory=dict)
     iterations: int
+    minutes: float = 0.0
     accumulation: int = 1
     learning_rate: float
     weight_decay: float
