@@ -40,6 +40,13 @@ def add_quiz_arguments(actions: argparse._SubParsersAction[argparse.ArgumentPars
     quiz.add_argument("--seed", type=int, help="of everything random")
     quiz.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     quiz.add_argument("--initial-weights", metavar="FILE", type=Path, help="safetensors to start from")
+    quiz.add_argument(
+        "--embedding-was",
+        metavar="FILE",
+        type=Path,
+        help="safetensors of the embedding that the initial weights were trained with, if it is another now: they "
+        "are adapted to it first",
+    )
     quiz.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -94,6 +101,8 @@ def run_quiz(arguments: argparse.Namespace) -> int:
         trainer = QuizTrainer(pairs, config, arguments.out, processes, quiet=arguments.quiet)
         if not trainer.resume() and arguments.initial_weights:
             trainer.start_from(arguments.initial_weights)
+            if arguments.embedding_was and extractor is not None:
+                trainer.read_instead_of(arguments.embedding_was, extractor, volumes)
         trainer.run()
     finally:
         leave_processes(processes)

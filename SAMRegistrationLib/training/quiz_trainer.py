@@ -8,13 +8,17 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from ..features.base import FeatureExtractor
 from ..models.importer import read_tensors
 from ..networks.quiz import Quiz
+from .cache import CachedVolume
 from .distributed import Processes
 from .loop import TrainingLoop
 from .quiz_config import QuizTrainingConfig
 from .quiz_losses import quiz_loss
 from .quiz_pairs import QuizPairs
+from .quiz_refit import adapt, embedding_map
+from .weights import extractor_of
 
 
 class QuizTrainer(TrainingLoop):
@@ -46,6 +50,17 @@ class QuizTrainer(TrainingLoop):
                 own.load_state_dict(tensors)
         except RuntimeError as error:
             raise InputError(f"{path} does not hold weights of this network") from error
+
+    def read_instead_of(self, old: Path, new: FeatureExtractor, volumes: list[CachedVolume]) -> None:
+        """Adapt parameters that were trained with the embedding of the file `old` to another one.
+
+        Raises:
+            InputError: if that file holds no embedding.
+        """
+        matrix = embedding_map(volumes, extractor_of("", old, str(self.device)), new)
+        for own in (self.network, self.average):
+            assert isinstance(own, Quiz)
+            adapt(own, matrix)
 
     def losses_of(self, part: int) -> tuple[list[str], dict[str, float]]:
         """Draw the batch of number `part`, add its gradients, and tell its views and its mean losses."""
