@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .image import Image
 from .sampling import Interpolation
@@ -51,16 +53,30 @@ class Regions:
 
     @classmethod
     def of(cls, image: Image, spacing: float = WORKING_SPACING_MM) -> Regions:
-        """The regions of a volume, at the given spacing in mm or the volume's own where that is coarser."""
+        """The regions of a volume, at the given spacing in mm or the volume's own where that is coarser.
+
+        Several steps of a registration ask for the same ones, so they are kept as long as the volume is.
+        """
+        known = _KEPT.setdefault(image, {})
+        if spacing not in known:
+            known[spacing] = cls._of(image, spacing)
+        return known[spacing]
+
+    @classmethod
+    def _of(cls, image: Image, spacing: float) -> Regions:
         stored = image.canonical()
         grid = stored.grid.resampled([max(spacing, own) for own in stored.grid.spacing])
-        coarse = stored.resampled(grid, default=stored.background).to("cpu")
+        coarse = stored.resampled(grid, default=stored.background)
         body = _body(coarse)
-        radius = [max(1, round(_SKIN_MM / own)) for own in grid.spacing[:2]]
-        near = _to_bool(sitk.BinaryDilate(_to_sitk(body), [*radius, 0]))
+        x, y = (max(1, round(_SKIN_MM / own)) for own in grid.spacing[:2])
+        near = _grown(body, (x, y, 0))
         fill = float(stored.data.min())
         measured = stored.with_data((stored.data > fill + 0.5).float()).resampled(grid, Interpolation.NEAREST)
-        return cls(coarse, body, near, (measured.data.cpu() > 0.5) | near)
+        known = (measured.data > 0.5) | near
+        return cls(coarse.to("cpu"), body.cpu(), near.cpu(), known.cpu())
+
+
+_KEPT: WeakKeyDictionary[Image, dict[float, Regions]] = WeakKeyDictionary()
 
 
 def body_mask(image: Image) -> Tensor:
@@ -102,35 +118,42 @@ def _body(coarse: Image) -> Tensor:
     values = coarse.data
     dense = values > (TISSUE_HU if looks_like_ct(coarse) else _otsu(values))
     if not bool(dense.any()) or bool(dense.all()):
-        return torch.ones_like(coarse.data, dtype=torch.bool)
+        return torch.ones_like(values, dtype=torch.bool)
     radius = [max(1, round(_OPENING_MM / own)) for own in coarse.grid.spacing]
-    opened = sitk.BinaryMorphologicalOpening(_to_sitk(dense), radius)
-    return _to_bool(_fill_slices(_largest_piece(opened, dense)))
+    opened = ~_grown(~dense, radius)
+    opened = _grown(opened, radius)
+    return _filled_slices(_largest_piece(opened) if bool(opened.any()) else dense)
 
 
 def _otsu(values: Tensor) -> float:
     otsu = sitk.OtsuThresholdImageFilter()
-    otsu.Execute(sitk.GetImageFromArray(values.numpy()))
+    otsu.Execute(sitk.GetImageFromArray(values.cpu().numpy()))
     # Fat is bright and muscle dark in most MR: half of Otsu's value keeps the muscle.
     low = float(values.min())
     return low + 0.5 * (otsu.GetThreshold() - low)
 
 
-def _largest_piece(opened: sitk.Image, dense: Tensor) -> sitk.Image:
-    largest = sitk.RelabelComponent(sitk.ConnectedComponent(opened)) == 1
-    return largest if np.any(sitk.GetArrayViewFromImage(largest)) else _to_sitk(dense)
+def _grown(mask: Tensor, radius: Sequence[int]) -> Tensor:
+    """A mask (z, y, x) dilated by the ellipsoid of a radius (x, y, z) in voxels, half a voxel wider, as in ITK."""
+    axes = [torch.arange(-r, r + 1, device=mask.device) / (r + 0.5) for r in reversed(radius)]
+    z, y, x = torch.meshgrid(*axes, indexing="ij")
+    ball = (z.square() + y.square() + x.square() <= 1).float()
+    reached = functional.conv3d(mask.float()[None, None], ball[None, None], padding=tuple(reversed(radius)))
+    return reached[0, 0] > 0.5
 
 
-def _fill_slices(mask: sitk.Image) -> sitk.Image:
-    slices = [sitk.BinaryFillhole(mask[:, :, z]) for z in range(mask.GetDepth())]
-    filled = sitk.JoinSeries(slices)
-    filled.CopyInformation(mask)
-    return filled
+def _largest_piece(mask: Tensor) -> Tensor:
+    pieces = sitk.RelabelComponent(sitk.ConnectedComponent(_to_sitk(mask)))
+    return torch.from_numpy(sitk.GetArrayFromImage(pieces == 1)).to(mask.device) > 0
+
+
+def _filled_slices(mask: Tensor) -> Tensor:
+    """Without the holes of its axial slices, all filled at once: solid slices in between keep them apart."""
+    apart = mask.new_ones(2 * len(mask) + 1, *mask.shape[1:])
+    apart[1::2] = mask
+    filled = sitk.GetArrayFromImage(sitk.BinaryFillhole(_to_sitk(apart)))
+    return torch.from_numpy(filled[1::2]).to(mask.device) > 0
 
 
 def _to_sitk(mask: Tensor) -> sitk.Image:
-    return sitk.GetImageFromArray(mask.numpy().astype(np.uint8))
-
-
-def _to_bool(mask: sitk.Image) -> Tensor:
-    return torch.from_numpy(sitk.GetArrayFromImage(mask)) > 0
+    return sitk.GetImageFromArray(mask.to(torch.uint8).cpu().numpy())

@@ -107,7 +107,7 @@ class IntensityAligner:
         """The best of both searches, with and without the outline of the bodies."""
         fixed, moving = self.coarse
         whole = search_translations(fixed, moving, _rotations())
-        interior = search_translations(fixed.interior(), moving.interior(), _rotations())
+        interior = search_translations(fixed.interior, moving.interior, _rotations())
         return [*whole[:_SEARCHED], *interior[:_SEARCHED]]
 
 

@@ -50,15 +50,21 @@ class PairLikeness:
 
     def __init__(self, fixed: CoarseVolume, moving: CoarseVolume, number: int = 6000, seed: int = 0) -> None:
         self.correlation = fixed.is_ct == moving.is_ct and fixed.is_ct
+        self._device = fixed.values.device
         self._parts = [
             _MaskedLikeness(fixed, moving, number // 2, seed, self.correlation),
-            _MaskedLikeness(fixed.interior(), moving.interior(), number // 2, seed + 2, self.correlation),
+            _MaskedLikeness(fixed.interior, moving.interior, number // 2, seed + 2, self.correlation),
         ]
 
     def __call__(self, matrices: Tensor) -> Likeness:
-        """Compare under maps (B, 4, 4) from fixed to moving world, in double precision."""
-        first, second = (part(matrices) for part in self._parts)
-        return Likeness((first.similarity + second.similarity) / 2, (first.overlap + second.overlap) / 2)
+        """Compare under maps (B, 4, 4) from fixed to moving world, in double precision.
+
+        What they lead to is given where the maps are: a GPU is slow at working with single matrices.
+        """
+        both_ways = torch.stack([matrices, torch.linalg.inv(matrices)]).to(self._device)
+        first, second = (part(*both_ways) for part in self._parts)
+        mean = (torch.stack([*first]) + torch.stack([*second])).to(matrices.device) / 2
+        return Likeness(mean[0], mean[1])
 
 
 class _MaskedLikeness:
@@ -83,11 +89,12 @@ class _MaskedLikeness:
         sizes = float(fixed.near.sum()), float(moving.near.sum())
         self._overlap_scale = [size / max(smaller, 1.0) for size in sizes]
 
-    def __call__(self, matrices: Tensor) -> Likeness:
+    def __call__(self, matrices: Tensor, inverse: Tensor) -> tuple[Tensor, Tensor]:
+        """Similarity and overlap (B,) under maps (B, 4, 4) and their inverses."""
         forward, common = self._from_fixed(matrices)
-        backward, common_back = self._from_moving(torch.linalg.inv(matrices))
+        backward, common_back = self._from_moving(inverse)
         first, second = self._overlap_scale
-        return Likeness((forward + backward) / 2, (common * first + common_back * second) / 2)
+        return (forward + backward) / 2, (common * first + common_back * second) / 2
 
 
 class _Lookup:
@@ -97,9 +104,8 @@ class _Lookup:
         self, source: CoarseVolume, target: CoarseVolume, number: int, seed: int, correlation: bool
     ) -> None:
         points = world_points(source, source.near, number, seed)
-        index = torch.from_numpy(source.grid.to_voxel(points)).round().long()
-        x, y, z = index.unbind(-1)
         device = source.values.device
+        x, y, z = torch.from_numpy(source.grid.to_voxel(points)).round().long().to(device).unbind(-1)
         self._values = source.values[z, y, x]
         self._correlation = correlation
         ones = torch.ones(len(points), 1, dtype=torch.float64)

@@ -129,15 +129,53 @@ def _rigid_like(model: Model) -> Model:
 def _best_hypothesis(
     x: FloatArray, y: FloatArray, scores: FloatArray, model: Model, tolerance: float, hypotheses: int, seed: int
 ) -> AffineTransform:
-    generator = np.random.default_rng(seed)
-    triples = np.stack([generator.permutation(len(x))[:3] for _ in range(hypotheses)])
+    triples = _triples(len(x), hypotheses, seed)
     linear, center, target = _similarities(x[triples], y[triples], _rigid_like(model) is Model.RIGID)
     stretch = np.abs(np.linalg.det(linear)) ** (1 / 3)
     plausible = (stretch > 1 / _LARGEST_STRETCH) & (stretch < _LARGEST_STRETCH)
-    residuals = np.einsum("hij,hnj->hni", linear, x[None] - center[:, None]) + target[:, None] - y[None]
-    gain = (scores * np.clip(1 - np.square(residuals).sum(axis=2) / tolerance**2, 0, None)).sum(axis=1)
+    gain = np.clip(1 - _squared_residuals(x, y, linear, center, target) / tolerance**2, 0, None) @ scores
     best = int(np.argmax(np.where(plausible, gain, -1.0)))
     return AffineTransform.about_center(linear[best], center[best], target[best] - center[best])
+
+
+def _triples(count: int, number: int, seed: int) -> NDArray[np.intp]:
+    """(number, 3) random indices below `count`, three different ones each."""
+    first, second, third = np.random.default_rng(seed).integers(0, [count, count - 1, count - 2], (number, 3)).T
+    second = second + (second >= first)
+    lower, upper = np.minimum(first, second), np.maximum(first, second)
+    third = third + (third >= lower)
+    return np.stack([first, second, third + (third >= upper)], axis=1)
+
+
+def _squared_residuals(
+    x: FloatArray, y: FloatArray, linear: FloatArray, center: FloatArray, target: FloatArray
+) -> FloatArray:
+    """(h, n) squared distances of y (n, 3) from where similarities (h, 3, 3) about centers (h, 3) put x (n, 3).
+
+    Expanded into products of what belongs to a map and what belongs to a match: one matrix product instead of
+    three numbers for every pair of them. Around the means nothing large cancels.
+    """
+    middle, there = x.mean(axis=0), y.mean(axis=0)
+    x, y = x - middle, y - there
+    offset = target - there - np.einsum("hij,hj->hi", linear, center - middle)
+    stretch = np.square(linear).sum(axis=(1, 2)) / 3
+    of_map = [
+        stretch[:, None],
+        2 * np.einsum("hij,hi->hj", linear, offset),
+        -2 * linear.reshape(-1, 9),
+        -2 * offset,
+        np.ones((len(linear), 1)),
+        np.square(offset).sum(axis=1, keepdims=True),
+    ]
+    of_match = [
+        np.square(x).sum(axis=1, keepdims=True),
+        x,
+        (y[:, :, None] * x[:, None]).reshape(-1, 9),
+        y,
+        np.square(y).sum(axis=1, keepdims=True),
+        np.ones((len(x), 1)),
+    ]
+    return np.asarray(np.concatenate(of_map, axis=1) @ np.concatenate(of_match, axis=1).T)
 
 
 def _similarities(x: FloatArray, y: FloatArray, rigid: bool) -> tuple[FloatArray, FloatArray, FloatArray]:

@@ -52,18 +52,21 @@ def search_translations(
         moving: at the same spacing.
         rotations: 3x3 linear maps from fixed to moving world.
     """
+    fixed, moving = fixed.cropped(), moving.cropped()
+    device = moving.values.device
+    smaller = min(float(fixed.near.sum()), float(moving.near.sum()))
     spectrum: _Spectrum | None = None
     candidates: list[Candidate] = []
     for rotation in rotations:
         grid, to_moving = _turned_grid(fixed.grid, moving.grid, rotation)
-        mesh = voxel_mesh(grid.shape, moving.grid.world_to_voxel @ to_moving.matrix @ grid.voxel_to_world)
+        to_voxel = moving.grid.world_to_voxel @ to_moving.matrix @ grid.voxel_to_world
+        mesh = voxel_mesh(grid.shape, to_voxel, device)
         values = sample(moving.values[None, None], mesh)[0, 0]
         mask = sample(moving.near[None, None].float(), mesh)[0, 0] > 0.5
         shape = _fourier_shape(fixed.grid.shape, grid.shape)
         if spectrum is None or spectrum.shape != shape:
             spectrum = _Spectrum.of(fixed.values, fixed.near, shape)
         correlation, common = _masked_correlation(spectrum, _Spectrum.of(values, mask, shape))
-        smaller = min(float(fixed.near.sum()), float(moving.near.sum()))
         overlap = common / max(smaller, 1.0)
         score = torch.where(overlap > SMALLEST_OVERLAP, correlation * overlap.clamp(0, 1).sqrt(), -1.0)
         for index, value in _peaks(score):
@@ -110,7 +113,7 @@ class _Spectrum:
     @classmethod
     def of(cls, values: Tensor, mask: Tensor, shape: tuple[int, ...]) -> _Spectrum:
         inside = mask.float()
-        centered = (values - values[mask].mean() if bool(mask.any()) else values) * inside
+        centered = (values - (values * inside).sum() / inside.sum().clamp(min=1)) * inside
         stack = torch.stack([inside, centered, centered.square()])
         transformed, first, second = torch.fft.rfftn(stack, s=shape, dim=(1, 2, 3)).unbind(0)
         return cls(transformed, first, second, shape)
@@ -133,8 +136,8 @@ def _masked_correlation(fixed: _Spectrum, moving: _Spectrum) -> tuple[Tensor, Te
     covariance = fm - f * m / count
     variance = (ff - f.square() / count).clamp(min=0) * (mm - m.square() / count).clamp(min=0)
     # A flat region has no correlation; rounding must not give it one.
-    floor = 1e-5 * float(variance.max())
-    return covariance / variance.clamp(min=max(floor, 1e-12)).sqrt(), common
+    floor = (1e-5 * variance.max()).clamp(min=1e-12)
+    return covariance / torch.maximum(variance, floor).sqrt(), common
 
 
 def _peaks(score: Tensor) -> list[tuple[tuple[int, int, int], float]]:
@@ -150,7 +153,7 @@ def _peaks(score: Tensor) -> list[tuple[tuple[int, int, int], float]]:
             break
         peaks.append(((int(z), int(y), int(x)), value))
         near = [
-            torch.arange(int(c) - reach, int(c) + reach + 1) % n
+            torch.arange(int(c) - reach, int(c) + reach + 1, device=score.device) % n
             for c, n in zip((z, y, x), score.shape, strict=True)
         ]
         remaining[near[0][:, None, None], near[1][None, :, None], near[2][None, None, :]] = -1.0

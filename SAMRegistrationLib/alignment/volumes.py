@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -39,6 +41,7 @@ class CoarseVolume:
     grid: Grid
     is_ct: bool
 
+    @cached_property
     def interior(self) -> CoarseVolume:
         """The same volume without the outline of its body, which may be the edge of the field of view."""
         radius = max(1, round(INTERIOR_DEPTH_MM / self.grid.spacing[0]))
@@ -50,6 +53,19 @@ class CoarseVolume:
             inside = self.body
         return replace(self, known=inside, near=inside)
 
+    def cropped(self) -> CoarseVolume:
+        """The part that shows anything near the body."""
+        if not bool(self.near.any()):
+            return self
+        ends = [
+            self.near.any(dim=others[1]).any(dim=others[0]).nonzero()[:, 0].cpu()[[0, -1]].tolist()
+            for others in ((1, 2), (0, 2), (0, 1))
+        ]
+        part = tuple(slice(first, last + 1) for first, last in ends)
+        grid = self.grid.cropped([s.start for s in part[::-1]], [s.stop for s in part[::-1]])
+        values, known, body, near = (each[part] for each in (self.values, self.known, self.body, self.near))
+        return CoarseVolume(values, known, body, near, grid, self.is_ct)
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
@@ -58,10 +74,21 @@ class PreparedImage:
     scaled: Image
     regions: Regions
     is_ct: bool
+    _coarse: dict[float, CoarseVolume] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, image: Image, mask: Tensor | None = None) -> PreparedImage:
-        """Prepare an image; a mask (z, y, x) on its grid restricts where it is looked at."""
+        """Prepare an image; a mask (z, y, x) on its grid restricts where it is looked at.
+
+        As the regions of an image, the last one is kept as long as the image is.
+        """
+        kept = _KEPT.get(image)
+        if kept is None or kept[0] is not mask:
+            kept = _KEPT[image] = mask, cls._of(image, mask)
+        return kept[1]
+
+    @classmethod
+    def _of(cls, image: Image, mask: Tensor | None) -> PreparedImage:
         regions = Regions.of(image)
         if mask is not None:
             allowed = image.with_data(mask.to(image.data)).canonical()
@@ -71,17 +98,26 @@ class PreparedImage:
         if not bool(regions.body.any()):
             regions = Regions(regions.image, regions.known, regions.known, regions.known)
         is_ct = looks_like_ct(image)
-        return cls(_scaled(regions.image, is_ct, regions.body), regions, is_ct)
+        scaled = _scaled(regions.image, is_ct, regions.body).to(image.data.device)
+        return cls(scaled, regions, is_ct)
 
     def at(self, spacing: float) -> CoarseVolume:
-        """The volume at an isotropic spacing in mm."""
+        """The volume at an isotropic spacing in mm, on the device of the image."""
+        if spacing not in self._coarse:
+            self._coarse[spacing] = self._at(spacing)
+        return self._coarse[spacing]
+
+    def _at(self, spacing: float) -> CoarseVolume:
         grid = self.scaled.grid.resampled(spacing)
         body, near, known = (
-            self.scaled.with_data(part.float()).resampled(grid, default=0.0).data > 0.5
+            self.scaled.with_data(part.to(self.scaled.data)).resampled(grid, default=0.0).data > 0.5
             for part in (self.regions.body, self.regions.near, self.regions.known)
         )
         values = self.scaled.resampled(grid, default=0.0).data
         return CoarseVolume(values, known, body, near & known, grid, self.is_ct)
+
+
+_KEPT: WeakKeyDictionary[Image, tuple[Tensor | None, PreparedImage]] = WeakKeyDictionary()
 
 
 def _scaled(image: Image, is_ct: bool, body: Tensor) -> Image:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -24,13 +25,12 @@ from ..alignment.prior_fit import fit_of, fit_with_prior
 from ..alignment.refinement import Model
 from ..alignment.robust_fit import fit_transform, plausible
 from ..alignment.volumes import PreparedImage
-from ..body import Regions
 from ..errors import InputError
 from ..features.base import FeatureExtractor, Features
-from ..grid import FloatArray
+from ..grid import FloatArray, Grid
 from ..image import Image
 from ..matching import FeatureIndex, StructuralMatches, match_structurally
-from ..sampling import Interpolation
+from ..sampling import Interpolation, sample, voxel_mesh
 from ..transforms import AffineTransform
 from .aligned_matching import covering_grid
 from .sam_affine import aligned_volume
@@ -94,12 +94,12 @@ def look_again(
     wanted = Model(model)
     if wanted is Model.TRANSLATION or fixed_features.coarse is None:
         return found
-    prepared = PreparedImage.of(fixed, fixed_mask)
-    body = prepared.regions.body_image
+    prepared = PreparedImage.of(fixed, fixed_mask), PreparedImage.of(moving, moving_mask)
+    pair = _Pair(fixed, moving, fixed_features, *(image.regions.body_image for image in prepared))
 
     def looked(up: float) -> _Seen | None:
         place = found.transform.compose(AffineTransform.translation([0.0, 0.0, up]))
-        look = _look(place, fixed, fixed_features, body, moving, moving_mask, extractor)
+        look = _look(place, pair, extractor)
         return None if look is None else look.fitted(wanted, seed)
 
     best = looked(0.0)
@@ -109,9 +109,33 @@ def look_again(
         return found
     try:
         both = _between(found.transform, best.fit)
-        return from_matches(both, prepared, PreparedImage.of(moving, moving_mask), seed)
+        return from_matches(both, *prepared, seed)
     except InputError:
         return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """What every look begins with.
+
+    Args:
+        fixed: with axes along L, P, S.
+        moving: any volume.
+        features: of the whole fixed volume.
+        fixed_body: 1 where to look, 0 elsewhere.
+        moving_body: the same of the moving volume.
+    """
+
+    fixed: Image
+    moving: Image
+    features: Features
+    fixed_body: Image
+    moving_body: Image
+
+    @cached_property
+    def index(self) -> FeatureIndex:
+        """Of the whole fixed volume, where it is not cut."""
+        return FeatureIndex(self.features, self.fixed_body)
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,42 +219,39 @@ class _Look:
         return _Seen(again, float(np.median(found.residual)), self.mostly_common)
 
 
-def _look(
-    place: AffineTransform,
-    fixed: Image,
-    features: Features,
-    fixed_body: Image,
-    moving: Image,
-    moving_mask: Tensor | None,
-    extractor: FeatureExtractor,
-) -> _Look | None:
+def _look(place: AffineTransform, pair: _Pair, extractor: FeatureExtractor) -> _Look | None:
     """Both volumes cut to what they have in common under a map; None where that is next to nothing."""
-    grid = covering_grid(moving, place, fixed)
-    aligned = aligned_volume(moving, place, grid)
-    body = Regions.of(aligned).body_image
-    if moving_mask is not None:
-        allowed = aligned_volume(moving.with_data(moving_mask.to(moving.data)), place, grid)
-        body = _within(body, aligned, allowed.data > 0.5)
-    if not bool(body.data.any()) or not bool(fixed_body.data.any()):
+    grid = covering_grid(pair.moving, place, pair.fixed)
+    body = _as_it_lies(pair.moving_body, place, grid)
+    if not bool(body.data.any()) or not bool(pair.fixed_body.data.any()):
         return None
-    shown = _heights(fixed_body), _heights(body)
+    shown = _heights(pair.fixed_body), _heights(body)
     common = max(lower for lower, _ in shown), min(upper for _, upper in shown)
     length = common[1] - common[0]
     if length < LEAST_COMMON_MM:
         return None
-    points = body_grid(_cut(fixed_body, common), most=POINTS)
     if shown[0][0] < common[0] - _SPARE_MM or shown[0][1] > common[1] + _SPARE_MM:
-        features = extractor.extract(_cut(fixed, common))
-    aligned_features = extractor.extract(_cut(aligned, common))
+        index = FeatureIndex(extractor.extract(_cut(pair.fixed, common)), pair.fixed_body)
+    else:
+        index = pair.index
+    aligned = aligned_volume(pair.moving, place, _cut_grid(grid, common)[0])
     longest = max(upper - lower for lower, upper in shown)
     return _Look(
         place,
-        points,
-        FeatureIndex(features, fixed_body),
-        FeatureIndex(aligned_features, body),
+        body_grid(_cut(pair.fixed_body, common), most=POINTS),
+        index,
+        FeatureIndex(extractor.extract(aligned), body),
         common,
         length >= MOSTLY_COMMON * longest,
     )
+
+
+def _as_it_lies(body: Image, place: AffineTransform, grid: Grid) -> Image:
+    """A body of the moving volume under a map, on voxels of its own size over a grid of the fixed world."""
+    coarse = grid.resampled(max(min(body.grid.spacing), *grid.spacing))
+    mesh = voxel_mesh(coarse.shape, body.grid.world_to_voxel @ place.matrix @ coarse.voxel_to_world)
+    inside = sample(body.tensor(), mesh, Interpolation.NEAREST)[0, 0]
+    return Image(inside, coarse)
 
 
 def _clear_of_ends(matches: StructuralMatches, common: Heights) -> NDArray[np.bool_]:
@@ -249,15 +270,13 @@ def _heights(body: Image) -> Heights:
 
 def _cut(volume: Image, heights: Heights) -> Image:
     """The slices of a volume, whose axes lie along L, P, S, between two heights."""
-    grid = volume.grid
+    grid, first, last = _cut_grid(volume.grid, heights)
+    return replace(volume, data=volume.data[first:last].contiguous(), grid=grid)
+
+
+def _cut_grid(grid: Grid, heights: Heights) -> tuple[Grid, int, int]:
+    """The part of a grid between two heights, its first slice and the one after its last."""
     levels = grid.origin[2] + grid.spacing[2] * np.arange(grid.size[2])
     kept = np.flatnonzero((levels >= heights[0]) & (levels <= heights[1]))
     first, last = int(kept[0]), int(kept[-1]) + 1
-    part = grid.cropped((0, 0, first), (*grid.size[:2], last))
-    return replace(volume, data=volume.data[first:last].contiguous(), grid=part)
-
-
-def _within(body: Image, volume: Image, mask: Tensor) -> Image:
-    """A body restricted to a mask (z, y, x) on the grid of its volume."""
-    allowed = volume.with_data(mask.float()).resampled(body.grid, Interpolation.NEAREST, default=0)
-    return body.with_data(body.data * (allowed.data.cpu() > 0.5))
+    return grid.cropped((0, 0, first), (*grid.size[:2], last)), first, last
