@@ -23,6 +23,7 @@ from SAMRegistrationLib.models.deformable import DeformableModel
 from SAMRegistrationLib.refinement.patch import without_new_folds
 from SAMRegistrationLib.refinement.report import RegionErrors
 from SAMRegistrationLib.refinement.steps import MOST_IMAGE_VOXELS
+from SAMRegistrationLib.solvers.folding import remove_folds
 from SAMRegistrationLib.solvers.ops import smallest_corner_determinant
 from SAMRegistrationLib.transforms import Transform
 
@@ -33,6 +34,9 @@ ISO_SHARE = 0.2
 """Of the iterations, before RSO goes on."""
 
 WATCHES = 10
+
+GENERAL_DETERMINANT = 0.1
+"""The smallest of what the general network predicts: room for what is refined on it."""
 
 Curve = list[tuple[int, float]]
 
@@ -57,7 +61,10 @@ class Run:
         self._errors = RegionErrors(self.case.box, self.case.fixed, self.case.moving)
 
     def general(self) -> Transform:
-        """What the workflow begins with: what the network predicts; without a network, nothing."""
+        """What the workflow begins with: what the network predicts, without folds; without a network, nothing.
+
+        A map that folds is none to accept, and what is refined on it can only be kept where it does not fold more.
+        """
         if self.model is None:
             return AffineTransform()
         grid = whole_grid(self.case.fixed.grid.resampled(self.model.spacing), MOST_IMAGE_VOXELS)
@@ -66,7 +73,7 @@ class Run:
         pair = region_pair(self.case.fixed, self.case.moving, start, grid, everywhere > 0, everywhere)
         volumes = (self.model.normalization(each) for each in (pair.fixed, pair.moving))
         with torch.no_grad():
-            voxels = self.model.network(*volumes)[-1]
+            voxels = remove_folds(self.model.network(*volumes)[-1], GENERAL_DETERMINANT)
         return pair.patch(voxels * voxels.new_tensor(grid.spacing).view(1, 3, 1, 1, 1))
 
     def whole_image(self, start: Transform, iterations: int) -> tuple[Transform, Curve, float]:
