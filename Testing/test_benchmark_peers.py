@@ -26,7 +26,7 @@ from SAMRegistrationLib.benchmark.peers.elastix import matrix_of_parameters, sta
 from SAMRegistrationLib.benchmark.peers.greedy import from_ras, to_ras
 from SAMRegistrationLib.benchmark.peers.niftyreg import register as register_with_niftyreg
 from SAMRegistrationLib.benchmark.peers.programs import find_program
-from SAMRegistrationLib.benchmark.peers.volumes import as_sitk, matrix_of, read_nonnegative
+from SAMRegistrationLib.benchmark.peers.volumes import as_sitk, matrix_of, measured_mask, read_nonnegative
 from SAMRegistrationLib.benchmark.processes import run_job
 from SAMRegistrationLib.field import DisplacementField
 from SAMRegistrationLib.grid import Grid
@@ -102,7 +102,9 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Phantom:
     return Phantom(tmp_path_factory.mktemp("phantom"))
 
 
-def outcome_of(name: str, phantom: Phantom, folder: Path, start: FloatArray | None) -> dict[str, Any]:
+def outcome_of(
+    name: str, phantom: Phantom, folder: Path, start: FloatArray | None, **settings: str
+) -> dict[str, Any]:
     """What a peer leaves; skips where it is not installed in either interpreter."""
     task = {
         **{role: str(file) for role, file in phantom.files.items()},
@@ -114,7 +116,7 @@ def outcome_of(name: str, phantom: Phantom, folder: Path, start: FloatArray | No
         "seed": 7,
         "folder": str(folder),
     }
-    method = Methods().find(name)
+    method = Methods(settings={name: settings}).find(name)
     end = run_job(method, task, 600, folder / "log.txt")
     if end.status == "not installed" and "SAMREG_PEERS_PYTHON" in os.environ:
         method = replace(method, python=os.environ["SAMREG_PEERS_PYTHON"])
@@ -138,6 +140,13 @@ def test_a_deformable_method_stays_where_the_right_start_puts_it(
     # Noise alone moves some of them by a fraction of a voxel; a wrong center or direction by tens of mm.
     assert phantom.error(outcome) < 1.0
     assert any("field" in part for part in outcome["parts"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sitk-affine", "elastix-bspline", "syn", "greedy", "plastimatch"])
+def test_a_method_that_counts_in_a_mask_only_stays_there_too(name: str, phantom: Phantom, tmp_path: Path) -> None:
+    outcome = outcome_of(name, phantom, tmp_path, phantom.matrix, mask="measured")
+    assert phantom.error(outcome) < 1.0
 
 
 @pytest.mark.slow
@@ -178,6 +187,33 @@ def test_air_is_zero_in_every_ct(tmp_path: Path) -> None:
         sitk.WriteImage(sitk.GetImageFromArray(values), str(tmp_path / "volume.nii.gz"))
         read = sitk.GetArrayFromImage(read_nonnegative(tmp_path / "volume.nii.gz"))
         assert read.min() == expected and read.max() == 3000
+
+
+def cone_beam_task(folder: Path, **settings: str) -> Task:
+    """A cylinder of tissue with a dark bowel, and padding around it, which a stray voxel interrupts."""
+    y, x = np.meshgrid(np.arange(40.0), np.arange(40.0), indexing="ij")
+    slice_values = np.where(np.hypot(x - 20, y - 20) < 15, -200, -1000)
+    values = np.repeat(slice_values[None], 8, axis=0).astype(np.int16)
+    values[:, 18:22, 18:22] = -1000
+    values[4, 1, 1] = 500
+    image = sitk.GetImageFromArray(values)
+    image.SetSpacing((2.0, 2.0, 3.0))
+    sitk.WriteImage(image, str(folder / "cone_beam.nii.gz"))
+    return Task(folder / "cone_beam.nii.gz", folder, np.eye(4), None, folder, settings=settings)
+
+
+def test_the_measured_part_of_a_cone_beam_ct_is_its_cylinder_without_padding(tmp_path: Path) -> None:
+    mask = measured_mask(cone_beam_task(tmp_path, mask="measured"))
+    assert mask is not None and mask.GetSpacing() == (2.0, 2.0, 3.0)
+    values = sitk.GetArrayFromImage(mask)
+    assert values[:, 20, 20].all() and values[:, 20, 8].all()
+    assert not values[:, 20, 3].any() and not values[4, 1, 1]
+
+
+def test_there_is_no_mask_but_the_one_that_is_asked_for(tmp_path: Path) -> None:
+    assert measured_mask(cone_beam_task(tmp_path)) is None
+    with pytest.raises(ValueError, match="measured"):
+        measured_mask(cone_beam_task(tmp_path, mask="lungs"))
 
 
 def test_the_working_grid_covers_the_fixed_volume_in_whole_steps() -> None:

@@ -56,6 +56,7 @@ METHODS: dict[str, Method] = {
     "demons": _peer("demons", start="sitk-affine"),
     "elastix-affine": _peer("elastix", stages=["affine"]),
     "elastix-bspline": _peer("elastix", stages=["affine", "bspline"]),
+    "elastix-bending": _peer("elastix", stages=["affine", "bspline"], bending_weight=0.05),
     "syn": _peer("ants_syn"),
     "greedy": _peer("greedy"),
     "greedy-affine": _peer("greedy", stages=["affine"]),

@@ -21,7 +21,7 @@ from SAMRegistrationLib.benchmark.geometry import FloatArray, center_of, rigid_a
 from SAMRegistrationLib.benchmark.starts import drawn_turn
 from SAMRegistrationLib.benchmark.suite import FOLDER
 
-from .suite_texts import DESCRIPTIONS, FEATURE_METHODS, METHODS, REFERENCES, START_METHODS
+from .suite_texts import DESCRIPTIONS, FEATURE_METHODS, MASKED_METHODS, METHODS, REFERENCES, START_METHODS
 
 SEED = 20261122
 STARTS_SEED = 20261123
@@ -74,12 +74,16 @@ def choose(manifest: Entry, data: Path) -> dict[str, Entry]:
         "features": [*openkbp[:FIRST_OPENKBP_PAIRS], *trunk],
         "hard_starts": _hard_starts(openkbp[:FIRST_OPENKBP_PAIRS], tables["openkbp"]),
     }
-    methods = {"features": FEATURE_METHODS, "hard_starts": START_METHODS}
+    methods = {
+        "features": FEATURE_METHODS,
+        "hard_starts": START_METHODS,
+        "cbct_ct": [*METHODS, *MASKED_METHODS],
+    }
     suites = {
         name: _suite(name, entries, tables, methods.get(name, METHODS), manifest["version"])
         for name, entries in pairs.items()
     }
-    included = [f"{name}.json" for name in pairs if name not in methods]
+    included = [f"{name}.json" for name in pairs if name not in ("features", "hard_starts")]
     return suites | {
         "all": {
             "name": "all",
@@ -91,7 +95,7 @@ def choose(manifest: Entry, data: Path) -> dict[str, Entry]:
     }
 
 
-def _suite(name: str, pairs: list[Entry], tables: Entry, methods: list[str], version: str) -> Entry:
+def _suite(name: str, pairs: list[Entry], tables: Entry, methods: list[Any], version: str) -> Entry:
     used = {pair["labels"] for pair in pairs if "labels" in pair}
     return {
         "name": name,

@@ -50,6 +50,12 @@ SAME_TRACK = [
 
 METHODS = [*OWN_TRACK, *SAME_TRACK]
 
+MASKED_METHODS = [
+    {"name": f"{peer}-masked", "method": peer, "settings": {"mask": "measured"}}
+    for peer in ("elastix-bspline", "syn", "greedy")
+]
+"""Peers that are told where a cone-beam CT measured anything, in addition to running as they do elsewhere."""
+
 FEATURE_METHODS = [
     "affine",
     "affine+mind",

@@ -3,7 +3,7 @@
 Setting: `ants.registration(type_of_transform="SyN")` as the package ships it (mutual information, its affine and
 its shape of the steps), but with 100 x 70 x 20 iterations of the deformation instead of 40 x 20 x 0, so that it
 also works at full resolution. Grey values are clamped to -1024..3000 HU and begin at 0. Its random sampling
-takes the seed.
+takes the seed. Its metric counts in the fixed volume's mask, in all stages, where the setting `mask` asks for one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from .contract import Matrix, NotInstalled, Outcome, Task
-from .volumes import as_sitk, matrix_of, written_nonnegative
+from .volumes import as_sitk, matrix_of, written_mask, written_nonnegative
 
 ITERATIONS = (100, 70, 20)
 
@@ -38,6 +38,7 @@ def register(task: Task) -> Outcome:
     )
     begin = task.folder / "begin.mat"
     sitk.WriteTransform(as_sitk(task.begin), str(begin))
+    mask = written_mask(task)
     found = ants.registration(
         fixed,
         moving,
@@ -45,6 +46,8 @@ def register(task: Task) -> Outcome:
         initial_transform=str(begin),
         outprefix=str(task.folder / "syn_"),
         reg_iterations=ITERATIONS,
+        mask=ants.image_read(str(mask)) if mask else None,
+        mask_all_stages=True,
     )
     settings = {"iterations": ITERATIONS, "metric": "mattes"}
     return Outcome(tuple(_part(Path(name)) for name in found["fwdtransforms"]), settings=settings)

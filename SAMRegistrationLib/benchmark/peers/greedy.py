@@ -4,7 +4,7 @@ Setting (`stages`): as its documentation advises: affine with normalized cross-c
 contrasts agree and mutual information where they differ, 100 x 50 x 20 iterations (a rigid stage before made it
 worse); then deformation with the same metric, 100 x 50 x 20 iterations, gradients smoothed by 2 voxels and the
 field by 0.7 voxels. Its noise and its jittered samples take the seed, and fields are written as they are instead
-of rounded to 0.1 voxels.
+of rounded to 0.1 voxels. Its metric counts in the fixed volume's mask where the setting `mask` asks for one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from .contract import Matrix, NotInstalled, Outcome, Task
-from .volumes import FLIP, read_matrix_file, written_nonnegative
+from .volumes import FLIP, read_matrix_file, written_mask, written_nonnegative
 
 ITERATIONS = "100x50x20"
 SMOOTHING = "2vox 0.7vox"
@@ -42,6 +42,8 @@ def register(task: Task) -> Outcome:
     # The seed 0 would be the clock.
     seed = task.seed % 2**31 + 1
     common = f"-d 3 -threads {task.threads} -seed {seed} -i {fixed} {moving} -n {ITERATIONS} -m {metric}"
+    if mask := written_mask(task):
+        common += f" -gm {mask}"
     greedy, seconds = Greedy3D(), {}
     if "affine" in stages and task.start is None:
         began = time.perf_counter()

@@ -4,7 +4,7 @@ Setting: stages as in its own tutorial for CT: affine by gradient descent on vol
 (100 iterations each), then three B-spline stages (grid 60, 30, 15 mm; volumes coarser by 4x4x2, 2x2x1, 1x1x1; 50
 iterations each, curvature penalty 0.005), mean squared error where contrasts agree, Mattes mutual information
 where they differ. The moving volume is brought onto the fixed grid by the affine before the B-spline, which then
-begins at nothing.
+begins at nothing. With the setting `mask` the metric counts in the fixed volume's mask.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from .contract import Matrix, NotInstalled, Outcome, Task
-from .volumes import as_sitk, lowest_value, matrix_of, read_nonnegative, resampled
+from .volumes import as_sitk, lowest_value, matrix_of, read_nonnegative, resampled, written_mask
 
 AFFINE_ITERATIONS, BSPLINE_ITERATIONS = 100, 50
 PENALTY = 0.005
@@ -86,6 +86,8 @@ def _bspline(fixed: sitk.Image, moving: sitk.Image, matrix: Matrix, task: Task) 
 def _run(task: Task, files: list[str], stages: list[list[str]]) -> None:
     metric = "metric=mse" if task.same_contrast else "metric=mattes"
     lines = ["[GLOBAL]", "fixed=fixed.mha", *files]
+    if mask := written_mask(task):
+        lines.append(f"fixed_roi={mask}")
     for stage in stages:
         lines += ["[STAGE]", metric, *stage]
     (task.folder / "parameters.txt").write_text("\n".join(lines) + "\n")

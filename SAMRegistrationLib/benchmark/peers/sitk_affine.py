@@ -2,7 +2,8 @@
 
 Setting: rigid, then affine, over three resolutions, 20 % of the voxels on a regular pattern. It begins at
 whichever of the initial alignment, volume centers and centers of mass has the best mutual information, because
-none of the three suits pairs with and without a common frame; or at the start that it is given.
+none of the three suits pairs with and without a common frame; or at the start that it is given. With the
+setting `mask` the metric counts in the fixed volume's mask.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import SimpleITK as sitk
 
 from .contract import Outcome, Task
-from .volumes import as_sitk, center_of, matrix_of, read_nonnegative
+from .volumes import as_sitk, center_of, matrix_of, measured_mask, read_nonnegative
 
 HISTOGRAM_BINS = 48
 SHRINK_FACTORS = (4, 2, 1)
@@ -29,10 +30,10 @@ def register(task: Task) -> Outcome:
     start = _best_start(fixed, moving, task) if task.start is None else as_sitk(task.start)
     rigid = sitk.Euler3DTransform()
     rigid.SetCenter(center_of(fixed))
-    _optimize(fixed, moving, rigid, start, task.seed)
+    _optimize(fixed, moving, rigid, start, task)
     refined = sitk.AffineTransform(3)
     refined.SetCenter(center_of(fixed))
-    _optimize(fixed, moving, refined, sitk.CompositeTransform([start, rigid]), task.seed)
+    _optimize(fixed, moving, refined, sitk.CompositeTransform([start, rigid]), task)
     whole = sitk.CompositeTransform([start, rigid, refined])
     settings = {"bins": HISTOGRAM_BINS, "shrink": SHRINK_FACTORS, "iterations": ITERATIONS}
     return Outcome((matrix_of(whole),), settings=settings)
@@ -46,12 +47,12 @@ def _best_start(fixed: sitk.Image, moving: sitk.Image, task: Task) -> sitk.Trans
         sitk.Euler3DTransform(initializer(fixed, moving, rigid, sitk.CenteredTransformInitializerFilter.GEOMETRY)),
         sitk.Euler3DTransform(initializer(fixed, moving, rigid, sitk.CenteredTransformInitializerFilter.MOMENTS)),
     ]
-    return min(candidates, key=lambda candidate: _value(fixed, moving, candidate, task.seed))
+    return min(candidates, key=lambda candidate: _value(fixed, moving, candidate, task))
 
 
-def _value(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, seed: int) -> float:
+def _value(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, task: Task) -> float:
     """The metric at a transform (lower is better); infinite where the volumes do not meet."""
-    method = _registration(seed)
+    method = _registration(task)
     method.SetInitialTransform(transform, inPlace=False)
     try:
         return float(method.MetricEvaluate(fixed, moving))
@@ -59,21 +60,23 @@ def _value(fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, see
         return float("inf")
 
 
-def _registration(seed: int) -> sitk.ImageRegistrationMethod:
+def _registration(task: Task) -> sitk.ImageRegistrationMethod:
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(HISTOGRAM_BINS)
     method.SetMetricSamplingStrategy(method.REGULAR)
     # Regular samples are jittered; the seed 0 would be the clock.
-    method.SetMetricSamplingPercentage(SAMPLED_FRACTION, seed % 2**31 + 1)
+    method.SetMetricSamplingPercentage(SAMPLED_FRACTION, task.seed % 2**31 + 1)
+    if (mask := measured_mask(task)) is not None:
+        method.SetMetricFixedMask(mask)
     method.SetInterpolator(sitk.sitkLinear)
     return method
 
 
 def _optimize(
-    fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, start: sitk.Transform, seed: int
+    fixed: sitk.Image, moving: sitk.Image, transform: sitk.Transform, start: sitk.Transform, task: Task
 ) -> None:
     """Change the transform so that, followed by `start`, it brings both volumes together best."""
-    method = _registration(seed)
+    method = _registration(task)
     method.SetOptimizerAsRegularStepGradientDescent(2.0, 1e-3, ITERATIONS, gradientMagnitudeTolerance=1e-6)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(list(SHRINK_FACTORS))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from .contract import Matrix
+from .contract import Matrix, Task
 
 AIR_HU = -1024.0
 LARGEST_INTENSITY = 3000.0
@@ -31,6 +31,40 @@ def written_nonnegative(path: Path, folder: Path, name: str) -> Path:
     """The same as a file, for peers that read files."""
     file = folder / f"{name}.nii.gz"
     sitk.WriteImage(read_nonnegative(path), str(file))
+    return file
+
+
+def measured_mask(task: Task) -> sitk.Image | None:
+    """Where the fixed volume holds a measured body, if the setting `mask` is "measured"; None without it.
+
+    A cone-beam CT sees a cylinder, whose end is no end of the body. Everything brighter than the volume's padding,
+    holes of each slice filled, the largest piece.
+
+    Raises:
+        ValueError: for another value of the setting.
+    """
+    wanted = task.settings.get("mask")
+    if wanted is None:
+        return None
+    if wanted != "measured":
+        raise ValueError(f'the setting mask can only be "measured", not {wanted!r}')
+    volume = read_nonnegative(task.fixed)
+    brighter = volume > lowest_value(volume)
+    slices = [sitk.BinaryFillhole(brighter[:, :, z]) for z in range(volume.GetSize()[2])]
+    opened = sitk.BinaryMorphologicalOpening(sitk.JoinSeries(slices), [2, 2, 1])
+    pieces = sitk.RelabelComponent(sitk.ConnectedComponent(opened), sortByObjectSize=True)
+    mask = sitk.Cast(pieces == 1, sitk.sitkUInt8)
+    mask.CopyInformation(volume)
+    return mask
+
+
+def written_mask(task: Task) -> Path | None:
+    """The same as a file, for peers that read files."""
+    mask = measured_mask(task)
+    if mask is None:
+        return None
+    file = task.folder / "mask.nii.gz"
+    sitk.WriteImage(mask, str(file))
     return file
 
 
