@@ -11,8 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from solver_cases import real_ct, simple_features, smooth_deformation, textured
+from strategies import require_cuda
 
 from SAMRegistrationLib.solvers.adam import Adam
+from SAMRegistrationLib.solvers.descent import Descent
+from SAMRegistrationLib.solvers.device_descent import DeviceDescent, Recorder
 from SAMRegistrationLib.solvers.filters import smooth
 from SAMRegistrationLib.solvers.instance_optimization import OptimizationConfig, optimize
 from SAMRegistrationLib.solvers.ops import identity_positions, upsample, zero_field
@@ -185,3 +188,49 @@ def test_a_descent_does_not_import_the_optimizers_of_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 3e-2])
+def test_a_descent_that_stays_on_its_device_takes_the_same_steps_and_ends_as_early(tolerance: float) -> None:
+    case = textured(24)
+    terms = [FeatureTerm(simple_features(case.fixed), simple_features(case.moving))]
+    config = replace(CONFIG, iterations=50, tolerance=tolerance, patience=6)
+    expected = optimize(zero_field((24, 24, 24)), terms, config)
+    descent = Descent(zero_field((24, 24, 24)), terms, config)
+    told: list[tuple[int, float]] = []
+    losses = DeviceDescent(descent).run(None, lambda iteration, loss: told.append((iteration, loss)))
+    assert len(losses) == len(expected.losses)
+    assert (len(losses) < 50) == (tolerance > 0)
+    assert told == list(enumerate(losses))
+    torch.testing.assert_close(losses, expected.losses, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(descent.field(), expected.u, atol=1e-3, rtol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("tolerance", [0.0, 3e-2])
+def test_a_recorded_descent_on_a_gpu_ends_where_that_on_a_cpu_does(tolerance: float) -> None:
+    cuda = require_cuda()
+    case = textured(24)
+    maps = simple_features(case.fixed), simple_features(case.moving)
+    config = replace(CONFIG, iterations=50, tolerance=tolerance, patience=6)
+    expected = optimize(zero_field((24, 24, 24)), [FeatureTerm(*maps)], config)
+    for _ in range(2):
+        term = FeatureTerm(*(each.to(cuda) for each in maps))
+        found = optimize(zero_field((24, 24, 24), cuda), [term], config)
+        assert abs(len(found.losses) - len(expected.losses)) <= 1
+        torch.testing.assert_close(found.u.cpu(), expected.u, atol=2e-2, rtol=0)
+    assert Recorder.of(found.u.device) is Recorder.of(found.u.device)
+
+
+@pytest.mark.cuda
+def test_what_cannot_be_recorded_is_launched_one_by_one() -> None:
+    cuda = require_cuda()
+    number = torch.zeros(1, device=cuda)
+    recorder = Recorder.of(number.device)
+    with torch.cuda.stream(recorder.stream):
+        assert recorder.record(number.item) is None
+    again = Recorder.of(number.device)
+    with torch.cuda.stream(again.stream):
+        assert again.record(lambda: number.add_(1)) is not None
+    target = torch.full((1, 3, 8, 8, 8), 0.5, device=cuda)
+    assert len(optimize(zero_field((8, 8, 8), cuda), [TargetTerm(target)], CONFIG).losses) == CONFIG.iterations

@@ -25,8 +25,24 @@ class Adam:
     def step(self, gradient: torch.Tensor, rate: float) -> None:
         """Go one step of about the length `rate` down a gradient."""
         self._steps += 1
+        root, scale = self.coefficients(self._steps, rate)
+        self._gather(gradient)
+        self._root.div_(root).add_(self.EPSILON)
+        self._parameter.addcdiv_(self._mean, self._root, value=-scale)
+
+    @torch.no_grad()
+    def step_by(self, gradient: torch.Tensor, root: torch.Tensor, scale: torch.Tensor) -> None:
+        """The step of given `coefficients`, single numbers on the parameter's device, where steps are counted."""
+        self._gather(gradient)
+        self._root.div_(root).add_(self.EPSILON)
+        self._parameter.sub_(self._mean.div(self._root).mul_(scale))
+
+    @classmethod
+    def coefficients(cls, step: int, rate: float) -> tuple[float, float]:
+        """By what the root of the squares is divided in a step, counted from 1, and what the quotient is worth."""
+        return math.sqrt(1.0 - cls.SQUARE**step), rate / (1.0 - cls.MEAN**step)
+
+    def _gather(self, gradient: torch.Tensor) -> None:
         self._mean.lerp_(gradient, 1.0 - self.MEAN)
         self._square.mul_(self.SQUARE).addcmul_(gradient, gradient, value=1.0 - self.SQUARE)
         torch.sqrt(self._square, out=self._root)
-        self._root.div_(math.sqrt(1.0 - self.SQUARE**self._steps)).add_(self.EPSILON)
-        self._parameter.addcdiv_(self._mean, self._root, value=-rate / (1.0 - self.MEAN**self._steps))

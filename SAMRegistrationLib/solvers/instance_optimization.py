@@ -8,48 +8,15 @@ that features are always sampled once, at the total displacement, and details of
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from SAMRegistrationLib.solvers.adam import Adam
-from SAMRegistrationLib.solvers.filters import smooth
-from SAMRegistrationLib.solvers.ops import upsample
-from SAMRegistrationLib.solvers.terms import FieldState, FoldTerm, Term, diffusion
-
-Callback = Callable[[int, float], None]
-
-
-@dataclass(frozen=True)
-class OptimizationConfig:
-    """How to descend.
-
-    Attributes:
-        iterations: at most this many.
-        learning_rate: of Adam, in voxels of the field grid.
-        final_rate: the rate falls along a cosine to this share of itself.
-        control_spacing: voxels of the field grid between control points.
-        smoothing: 3x3x3 mean passes over the control points.
-        diffusion: weight of the mean squared gradient.
-        diffusion_of_total: regularize the total field (as ConvexAdam) or only the residual (as SAMConvex).
-        folding: weight of the penalty of `FoldTerm`.
-        patience: the run ends when the mean loss of this many iterations improves on that of as many before by
-            less than `tolerance` of it.
-        tolerance: see `patience`; 0 never stops early.
-    """
-
-    iterations: int = 50
-    learning_rate: float = 0.2
-    final_rate: float = 0.2
-    control_spacing: int = 2
-    smoothing: int = 3
-    diffusion: float = 0.1
-    diffusion_of_total: bool = True
-    folding: float = 1.0
-    patience: int = 8
-    tolerance: float = 1e-4
+from SAMRegistrationLib.solvers.descent import Callback, Descent, OptimizationConfig, rate_share
+from SAMRegistrationLib.solvers.device_descent import descend_on_gpu
+from SAMRegistrationLib.solvers.terms import Term
 
 
 @dataclass(frozen=True)
@@ -78,44 +45,21 @@ def optimize(
         The field after the last iteration. Deterministic on a CPU.
     """
     config = config or OptimizationConfig()
-    initial = initial.detach().float()
-    shape = initial.shape[2:]
-    control_shape = [max(2, math.ceil(size / config.control_spacing)) for size in shape]
-    steps = [shape[axis] / control_shape[axis] for axis in (2, 1, 0)]
-    coarse_initial = _resized_values(initial, control_shape)
-    parameter = torch.zeros((1, 3, *control_shape), device=initial.device, requires_grad=True)
-    descent = Adam(parameter)
-    all_terms: list[Term] = [*terms, FoldTerm(config.folding)] if config.folding > 0 else list(terms)
-    losses: list[float] = []
+    if initial.device.type == "cuda":
+        u, losses = descend_on_gpu(initial, terms, config, callback)
+        return OptimizationResult(u, losses)
+    descent = Descent(initial, terms, config)
+    adam = Adam(descent.parameter)
+    losses = []
     for iteration in range(config.iterations):
-        control = smooth(parameter, config.smoothing)
-        residual = _resized_values(control, shape)
-        state = FieldState(initial + residual, residual, iteration)
-        loss = config.diffusion * diffusion(
-            control + coarse_initial if config.diffusion_of_total else control, steps
-        )
-        loss = sum((term.weight * term(state) for term in all_terms), start=loss)
-        (gradient,) = torch.autograd.grad(loss, parameter)
-        descent.step(gradient, config.learning_rate * _rate_share(iteration, config))
-        losses.append(float(loss.detach()))
+        loss, gradient = descent.loss_and_gradient(iteration)
+        adam.step(gradient, config.learning_rate * rate_share(iteration, config))
+        losses.append(float(loss))
         if callback is not None:
             callback(iteration, losses[-1])
         if _has_settled(losses, config):
             break
-    with torch.no_grad():
-        u = initial + _resized_values(smooth(parameter, config.smoothing), shape)
-    return OptimizationResult(u.detach(), losses)
-
-
-def _resized_values(u: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Resample without rescaling: control points hold voxels of the field grid."""
-    ratios = [u.shape[2 + axis] / shape[axis] for axis in (2, 1, 0)]
-    return upsample(u, shape) * u.new_tensor(ratios).view(1, 3, 1, 1, 1)
-
-
-def _rate_share(iteration: int, config: OptimizationConfig) -> float:
-    progress = iteration / max(1, config.iterations - 1)
-    return config.final_rate + (1.0 - config.final_rate) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return OptimizationResult(descent.field(), losses)
 
 
 def _has_settled(losses: Sequence[float], config: OptimizationConfig) -> bool:

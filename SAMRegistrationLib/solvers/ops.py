@@ -7,6 +7,7 @@ the value of its border.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from itertools import product
 from typing import Any
@@ -107,9 +108,16 @@ def upsample(u: torch.Tensor, shape: Shape) -> torch.Tensor:
     """
     if tuple(u.shape[2:]) == tuple(shape):
         return u
-    ratios = [shape[axis] / u.shape[2 + axis] for axis in (2, 1, 0)]
-    scale = torch.tensor(ratios, device=u.device, dtype=u.dtype).view(1, 3, 1, 1, 1)
-    return F.interpolate(u, size=tuple(shape), mode="trilinear", align_corners=False) * scale
+    ratios = tuple(shape[axis] / u.shape[2 + axis] for axis in (2, 1, 0))
+    values = F.interpolate(u, size=tuple(shape), mode="trilinear", align_corners=False)
+    return values * _factors(ratios, u.device, u.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _factors(ratios: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Three numbers for the components of a field; kept, since a GPU waits for every tensor that is sent to it."""
+    with torch.inference_mode(False):
+        return torch.tensor(ratios, device=device, dtype=dtype).view(1, 3, 1, 1, 1)
 
 
 def integrate_velocity(velocity: torch.Tensor, steps: int = 7) -> torch.Tensor:

@@ -52,10 +52,17 @@ class TableSample:
         pairs = [torch.stack((1.0 - fraction, fraction)) for fraction in (x, y, z)]
         self._plane = (pairs[2][:, None] * pairs[1][None, :]).flatten(0, 1)
         weights = (self._plane[:, None] * pairs[0][None, :]).flatten(0, 1)
-        self._weights = weights.t().contiguous().to(table.dtype).requires_grad_(with_gradient)
-        with torch.enable_grad():
-            self._graph = F.embedding_bag(indices, table, per_sample_weights=self._weights, mode="sum")
-        self.values = self._graph.detach()
+        self._weights = weights.t().contiguous().to(table.dtype)
+        self._rows: torch.Tensor | None = None
+        if table.device.type == "cpu":
+            self._weights.requires_grad_(with_gradient)
+            with torch.enable_grad():
+                self._graph = F.embedding_bag(indices, table, per_sample_weights=self._weights, mode="sum")
+            self.values = self._graph.detach()
+        else:
+            # Two products for values and gradient: a GPU is slow at launching, not at reading the rows twice.
+            self._rows = table.index_select(0, indices.flatten()).view(*indices.shape, -1)
+            self.values = torch.bmm(self._weights[:, None], self._rows)[:, 0]
 
     def _first_rows(self, shape: Sequence[int], positions: torch.Tensor) -> torch.Tensor:
         """Row numbers (P,) of the lowest of the eight voxels; notes where between them the positions lie."""
@@ -75,7 +82,10 @@ class TableSample:
 
     def gradient(self, by_values: torch.Tensor) -> torch.Tensor:
         """The gradient (P, 3) by the positions from the gradient (P, C) by the values."""
-        (by_weights,) = torch.autograd.grad(self._graph, self._weights, by_values, retain_graph=True)
+        if self._rows is None:
+            (by_weights,) = torch.autograd.grad(self._graph, self._weights, by_values, retain_graph=True)
+        else:
+            by_weights = torch.bmm(self._rows, by_values[:, :, None])[..., 0]
         z0y0, z0y1, z1y0, z1y1 = by_weights.t().to(self._plane.dtype).contiguous().view(4, 2, -1)
         x, y, z = self._fractions
         along_x = torch.stack([pair[1] - pair[0] for pair in (z0y0, z0y1, z1y0, z1y1)]).mul_(self._plane).sum(0)

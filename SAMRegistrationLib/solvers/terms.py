@@ -7,10 +7,11 @@ the remedy of region-specific optimization for small badly registered regions).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -51,7 +52,11 @@ class FieldState:
 
 
 class Term(Protocol):
-    """A differentiable scalar of the field, with its weight in the sum."""
+    """A differentiable scalar of the field, with its weight in the sum.
+
+    A term that also has a `period` does the same on a GPU every so many iterations, without any number or tensor
+    from elsewhere, so that these iterations can be recorded (see `device_descent`).
+    """
 
     weight: float
 
@@ -87,6 +92,7 @@ class FeatureTerm:
         self.weight = weight
         self.shape = tuple(fixed.shape[2:])
         self.lattice = lattice
+        self.period = lattice**3
         self.measure = Measure(measure)
         if self.measure is Measure.ABSOLUTE:
             raise ValueError("the absolute difference is not a term of instance optimization")
@@ -266,6 +272,7 @@ class TrustTerm:
 
     weight: float = 1.0
     softness: float = 0.5
+    period: ClassVar[int] = 1
 
     def __call__(self, state: FieldState) -> torch.Tensor:
         squared = state.residual.square().sum(1)
@@ -279,6 +286,10 @@ class FoldTerm:
     weight: float = 1.0
     margin: float = 0.2
     lattice: int = 2
+
+    @property
+    def period(self) -> int:
+        return math.lcm(len(CORNERS), self.lattice**3)
 
     def __call__(self, state: FieldState) -> torch.Tensor:
         if min(state.u.shape[2:]) < 2:
