@@ -10,6 +10,8 @@ import pytest
 import torch
 from training_volumes import write_manifest
 
+from SAMRegistrationLib.methods.quiz import QuizAnswers, Quizzer
+from SAMRegistrationLib.models.quiz import QuizModel
 from SAMRegistrationLib.networks.quiz import Quiz
 from SAMRegistrationLib.training.cache import CachedVolume, build_cache
 from SAMRegistrationLib.training.distributed import Processes
@@ -17,7 +19,7 @@ from SAMRegistrationLib.training.manifest import read_manifest
 from SAMRegistrationLib.training.quiz_config import RECIPES
 from SAMRegistrationLib.training.quiz_losses import quiz_loss
 from SAMRegistrationLib.training.quiz_pairs import QuizPairs
-from SAMRegistrationLib.training.quiz_views import prepare_views
+from SAMRegistrationLib.training.quiz_views import prepare_views, read_view, view_file
 from Testing.other_device import OtherTensor, other_device
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,6 +51,18 @@ def views(volumes: list[CachedVolume], tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
+def network_on(device: torch.device) -> Quiz:
+    """The same random network on any device; on the stand-in its parameters become plain tensors."""
+    torch.manual_seed(0)
+    network = Quiz(**CONFIG.network)
+    if device.type != "cpu":
+        for module in network.modules():
+            for name, value in [*module.named_parameters(recurse=False)]:
+                del module._parameters[name]
+                setattr(module, name, value.detach().to(device))
+    return network
+
+
 def test_views_are_made_on_the_device_and_equal_those_of_the_cpu(
     volumes: list[CachedVolume], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,13 +92,7 @@ def test_pairs_and_losses_stay_on_the_device_and_equal_those_of_the_cpu(
     config = replace(CONFIG.loss, translation_from=0.0)
 
     def losses(device: torch.device) -> dict[str, torch.Tensor]:
-        torch.manual_seed(0)
-        network = Quiz(**CONFIG.network)
-        if device.type != "cpu":
-            for module in network.modules():
-                for name, value in [*module.named_parameters(recurse=False)]:
-                    del module._parameters[name]
-                    setattr(module, name, value.detach().to(device))
+        network = network_on(device)
         pairs = QuizPairs(volumes, views, 2, CONFIG.pairs, True, device)
         pair = pairs.draw(2, torch.Generator().manual_seed(1)).to(device)
         answers = network(pair.reference, pair.search, pair.queries, pair.embeddings)
@@ -99,3 +107,21 @@ def test_pairs_and_losses_stay_on_the_device_and_equal_those_of_the_cpu(
         other = found[name]
         assert isinstance(other, OtherTensor), name
         torch.testing.assert_close(other.on_cpu, value.detach(), msg=name)
+
+
+def test_points_are_asked_on_the_device_and_answered_as_on_the_cpu(
+    volumes: list[CachedVolume], views: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = np.random.default_rng(0).uniform(20, 80, size=(30, 3))
+
+    def answers(device: torch.device) -> QuizAnswers:
+        seen = [read_view(views / view_file(volumes[0], n), volumes[0], device) for n in range(2)]
+        assert seen[0] is not None and seen[1] is not None
+        model = QuizModel("small", network_on(device), 16, 4, "sam")
+        return Quizzer(model, seen[0].volume, seen[1].volume, device).ask(asked)
+
+    expected = answers(torch.device("cpu"))
+    with other_device(monkeypatch) as device:
+        found = answers(device)
+    np.testing.assert_allclose(found.matched, expected.matched, atol=1e-3)
+    np.testing.assert_allclose(found.sigma_mm, expected.sigma_mm, rtol=1e-4)
