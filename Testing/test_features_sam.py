@@ -129,7 +129,9 @@ class TestExtraction:
     """From a volume to features."""
 
     @BOTH
-    def test_features_are_contiguous_unit_vectors_on_their_grids(self, architecture: Architecture) -> None:
+    def test_features_are_unit_vectors_on_their_grids_channels_side_by_side(
+        self, architecture: Architecture
+    ) -> None:
         image = _ct(_grid((40, 36, 22)))
         features = _extractor(architecture).extract(image)
         assert features.coarse is not None
@@ -138,7 +140,7 @@ class TestExtraction:
             (features.coarse, architecture.coarse_stride),
         ):
             assert found.grid.isclose(divided(image.grid, stride))
-            assert found.data.is_contiguous() and not found.data.is_inference()
+            assert found.data.is_contiguous(memory_format=torch.channels_last_3d) and not found.data.is_inference()
             lengths = found.data.norm(dim=1)
             torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-4, rtol=0)
 

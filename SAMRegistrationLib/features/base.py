@@ -13,7 +13,7 @@ from ..grid import Grid
 from ..image import Image
 from ..sampling import between_grids
 
-_CHANNELS_AT_ONCE = 8
+_SLICES_AT_ONCE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,23 +61,25 @@ class Features:
         """Both maps as one on the fine grid, whose dot product is the mean of both cosine similarities.
 
         The coarse map is interpolated linearly at the fine voxels, renormalized and concatenated; everything is
-        scaled by 1/sqrt(2), which keeps unit length (SAM matching: SAME, section 2.1; SAMConvex, section 2.2).
+        scaled by 1/sqrt(2), which keeps unit length (SAM matching: SAME, section 2.1; SAMConvex, section 2.2). The
+        result is in the memory format channels_last_3d.
         """
         if self.coarse is None:
             return self.fine
         fine, coarse = self.fine.data, self.coarse.data
-        joined = fine.new_empty((1, self.fine.channels + self.coarse.channels, *fine.shape[2:]))
-        torch.mul(fine, 0.5**0.5, out=joined[:, : self.fine.channels])
-        upsampled = joined[:, self.fine.channels :]
-        matrices = _interpolation_matrices(self.fine.grid, self.coarse.grid, coarse.device)
-        squared_length = torch.zeros((1, 1, *fine.shape[2:]), device=fine.device)
-        for first in range(0, self.coarse.channels, _CHANNELS_AT_ONCE):
-            channels = slice(first, first + _CHANNELS_AT_ONCE)
-            values = _interpolated(coarse[:, channels].float(), matrices)
-            squared_length += values.square().sum(dim=1, keepdim=True)
-            upsampled[:, channels] = values
-        upsampled *= (0.5 / squared_length.clamp(min=1e-12)).sqrt().to(fine.dtype)
-        return FeatureMap(joined, self.fine.grid)
+        joined = fine.new_empty((1, *fine.shape[2:], self.fine.channels + self.coarse.channels))
+        along_z, along_y, along_x = _interpolation_matrices(self.fine.grid, self.coarse.grid, coarse.device)
+        # The channels of a voxel side by side; along x, where it becomes large, a few slices at a time.
+        rows = coarse[0].permute(1, 2, 3, 0).float().contiguous()
+        planes = along_y @ (along_z @ rows.flatten(1)).view(-1, rows.shape[1], rows[0, 0].numel())
+        planes = planes.unflatten(2, rows.shape[2:])
+        for first in range(0, len(planes), _SLICES_AT_ONCE):
+            part = slice(first, first + _SLICES_AT_ONCE)
+            vectors = along_x @ planes[part]
+            length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_(min=1e-6)
+            torch.mul(fine[0, :, part].permute(1, 2, 3, 0), 0.5**0.5, out=joined[0, part, ..., : fine.shape[1]])
+            joined[0, part, ..., fine.shape[1] :] = vectors.mul_(0.5**0.5 / length)
+        return FeatureMap(joined.permute(0, 4, 1, 2, 3), self.fine.grid)
 
 
 class FeatureExtractor(Protocol):
@@ -142,10 +144,3 @@ def _interpolation_matrices(target: Grid, source: Grid, device: torch.device) ->
         distance = (position[:, None] - torch.arange(source.size[axis], dtype=torch.float64)).abs()
         matrices.append((1 - distance).clamp(min=0).float().to(device))
     return matrices
-
-
-def _interpolated(values: Tensor, matrices: list[Tensor]) -> Tensor:
-    """(1, C, z, y, x) values multiplied by one matrix per axis."""
-    along_z, along_y, along_x = matrices
-    values = along_y @ (values @ along_x.T)
-    return (along_z @ values.flatten(3)).unflatten(3, values.shape[3:])

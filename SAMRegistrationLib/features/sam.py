@@ -104,8 +104,9 @@ class SamExtractor:
             modality: "CT" or "MR".
 
         Returns:
-            (1, C, ceil(z/s), ceil(y/s), ceil(x/s)) for the strides s of the architecture, contiguous. Voxel i sits
-            at voxel s * i + (s - 1) / 2 of the volume.
+            (1, C, ceil(z/s), ceil(y/s), ceil(x/s)) for the strides s of the architecture, in the memory format
+            channels_last_3d, in which vectors are read, compared and normalized several times as fast. Voxel i
+            sits at voxel s * i + (s - 1) / 2 of the volume.
 
         Raises:
             KeyError: for a modality that the model was not made for.
@@ -168,14 +169,14 @@ class SamExtractor:
         return functional.pad(prepared, [0, missing[2], 0, missing[1], 0, missing[0]], value=self.architecture.air)
 
     def _finished(self, vectors: Tensor, size: torch.Size, stride: Shape) -> Tensor:
-        """Without the padding, contiguous, and of unit length in the precision they are handed out in."""
+        """Without the padding, and of unit length in the precision they are handed out in."""
         depth, height, width = (-(-n // s) for n, s in zip(size, stride, strict=True))
         vectors = vectors[:, :, :depth, :height, :width].to(
-            self.feature_precision, memory_format=torch.contiguous_format
+            self.feature_precision, memory_format=torch.channels_last_3d
         )
         if vectors.dtype is not self.precision:
             vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=1e-6)
-        return vectors.contiguous()
+        return vectors.contiguous(memory_format=torch.channels_last_3d)
 
 
 def _modality(image: Image) -> str:

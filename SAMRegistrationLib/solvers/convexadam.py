@@ -108,8 +108,22 @@ def average_blocks(features: torch.Tensor, block: int) -> torch.Tensor:
     """Average over blocks; sizes that are no multiple get slightly overlapping blocks and keep their box."""
     if block == 1:
         return features
-    depth, height, width = (max(1, round(size / block)) for size in features.shape[2:])
-    return F.adaptive_avg_pool3d(features.float(), (depth, height, width)).to(features.dtype)
+    shape = [max(1, round(size / block)) for size in features.shape[2:]]
+    if features.device.type == "cpu" and not features.is_contiguous():
+        # Torch would reorder all of them first, which takes ten times as long.
+        for axis, size in enumerate(shape):
+            features = _averaged(features, 2 + axis, size)
+        return features
+    return F.adaptive_avg_pool3d(features.float(), (shape[0], shape[1], shape[2])).to(features.dtype)
+
+
+def _averaged(features: torch.Tensor, axis: int, size: int) -> torch.Tensor:
+    """Means over `size` parts of one axis, as adaptive average pooling divides it, in the same order of memory."""
+    length = features.shape[axis]
+    ends = [(part * length // size, -(-(part + 1) * length // size)) for part in range(size)]
+    last = features.movedim(1, -1)
+    means = [last.narrow(axis - 1, first, end - first).mean(axis - 1) for first, end in ends]
+    return torch.stack(means, axis - 1).movedim(-1, 1)
 
 
 def adam_stage(
