@@ -128,7 +128,10 @@ def outcome_of(
 
 
 DEFORMABLE = [n for n in METHODS if n not in ("initial", "sitk-affine", "elastix-affine", "greedy-affine")]
-WITH_OWN_AFFINE = [name for name, method in METHODS.items() if name != "initial" and method.start is None]
+# elastix's affine does not depend on what penalty comes after it, and the penalty takes minutes.
+WITH_OWN_AFFINE = [
+    n for n, method in METHODS.items() if n not in ("initial", "elastix-bending") and not method.start
+]
 
 
 @pytest.mark.slow

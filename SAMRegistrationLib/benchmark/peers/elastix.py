@@ -149,6 +149,7 @@ def _common(task: Task, smoothing: tuple[int, ...], iterations: int) -> dict[str
         "NewSamplesEveryIteration": ["true"],
         "CheckNumberOfSamples": ["true"],
         "RequiredRatioOfValidSamples": ["0.05"],
+        "ErodeMask": ["false"],
         "HowToCombineTransforms": ["Compose"],
         "AutomaticTransformInitialization": ["false"],
         "RandomSeed": [str(task.seed % 2**31)],
