@@ -15,10 +15,11 @@ from strategies import require_cuda
 
 from SAMRegistrationLib.solvers.adam import Adam
 from SAMRegistrationLib.solvers.descent import Descent
-from SAMRegistrationLib.solvers.device_descent import DeviceDescent, Recorder
+from SAMRegistrationLib.solvers.device_descent import DeviceDescent
 from SAMRegistrationLib.solvers.filters import smooth
 from SAMRegistrationLib.solvers.instance_optimization import OptimizationConfig, optimize
 from SAMRegistrationLib.solvers.ops import identity_positions, upsample, zero_field
+from SAMRegistrationLib.solvers.recorder import Recorder
 from SAMRegistrationLib.solvers.terms import (
     AnchorTerm,
     CorrelationTerm,

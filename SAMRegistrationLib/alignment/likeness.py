@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..grid import Grid
+from ..solvers.recorder import Recorder
 from .volumes import CoarseVolume, world_points
 
 BINS = 24
@@ -61,10 +63,69 @@ class PairLikeness:
 
         What they lead to is given where the maps are: a GPU is slow at working with single matrices.
         """
-        both_ways = torch.stack([matrices, torch.linalg.inv(matrices)]).to(self._device)
-        first, second = (part(*both_ways) for part in self._parts)
-        mean = (torch.stack([*first]) + torch.stack([*second])).to(matrices.device) / 2
-        return Likeness(mean[0], mean[1])
+        found = self._under(both_ways(matrices).to(self._device))
+        return Likeness(found.similarity.to(matrices.device), found.overlap.to(matrices.device))
+
+    def differentiated(self, both: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        """What gives the scores (B,) under maps as `both_ways` returns them, and their gradient by these.
+
+        Args:
+            both: (2, B, 4, 4) maps, as many as will be asked for.
+        """
+        if self._device.type != "cuda":
+            return self._scores_and_gradient
+        return _Recorded(self._scores_and_gradient, both, self._device)
+
+    def _scores_and_gradient(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            there = both.detach().to(self._device).requires_grad_()
+            score = self._under(there).score
+            (gradient,) = torch.autograd.grad(score.sum(), there)
+        return score.detach().to(both.device), gradient.to(both.device)
+
+    def _under(self, both: Tensor) -> Likeness:
+        first, second = (part(*both) for part in self._parts)
+        return Likeness((first[0] + second[0]) / 2, (first[1] + second[1]) / 2)
+
+
+def both_ways(matrices: Tensor) -> Tensor:
+    """Maps (B, 4, 4) and their inverses, (2, B, 4, 4)."""
+    return torch.stack([matrices, torch.linalg.inv(matrices)])
+
+
+class _Recorded:
+    """Scores and gradients by a CUDA graph, into which hundreds of small kernels are recorded once.
+
+    Args:
+        work: what to record.
+        both: what it is first done with.
+        device: where it computes.
+    """
+
+    def __init__(
+        self, work: Callable[[Tensor], tuple[Tensor, Tensor]], both: Tensor, device: torch.device
+    ) -> None:
+        self._work = work
+        self._given = both.detach().to(device)
+        self._recorder = Recorder.of(device)
+        self._recorder.stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(self._recorder.stream):
+            self._found = [result.clone() for result in work(self._given)]
+            self._graph = self._recorder.record(self._again)
+
+    def __call__(self, both: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.cuda.stream(self._recorder.stream):
+            self._given.copy_(both)
+            if self._graph is None:
+                self._again()
+            else:
+                self._graph.replay()
+            score, gradient = (result.to(both.device) for result in self._found)
+        return score, gradient
+
+    def _again(self) -> None:
+        for kept, result in zip(self._found, self._work(self._given), strict=True):
+            kept.copy_(result)
 
 
 class _MaskedLikeness:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..grid import FloatArray
 from ..transforms import AffineTransform
-from .likeness import Likeness, PairLikeness
+from .likeness import Likeness, PairLikeness, both_ways
 
 
 class Model(Enum):
@@ -70,13 +70,17 @@ def refine(
     stiffness = _STRETCH_PENALTY["correlation" if likeness.correlation else "information"]
     best = torch.full((len(starts),), -torch.inf, dtype=torch.float64)
     best_matrices = base.clone()
+    scores_and_gradient = likeness.differentiated(both_ways(base))
     for iteration in range(iterations):
         with torch.enable_grad():
             matrices = base @ _local_maps(parameters * free, middle)
-            quality = likeness(matrices).score - stiffness * _stretch(matrices)
-            (gradient,) = torch.autograd.grad(quality.sum(), parameters)
-        better = quality.detach() > best
-        best = torch.where(better, quality.detach(), best)
+            both = both_ways(matrices)
+            penalty = stiffness * _stretch(matrices)
+            score, by_both = scores_and_gradient(both.detach())
+            (gradient,) = torch.autograd.grad((both, penalty), parameters, (by_both, -torch.ones_like(penalty)))
+        quality = score - penalty.detach()
+        better = quality > best
+        best = torch.where(better, quality, best)
         best_matrices = torch.where(better[:, None, None], matrices.detach(), best_matrices)
         ascent.step(gradient, step_mm * (0.55 + 0.45 * math.cos(math.pi * iteration / iterations)))
     with torch.no_grad():
