@@ -32,6 +32,7 @@ _WIDE_SCALES_MM = 15.0, 5.0
 _FINE_SCALES_MM = 8.0, 4.0
 _LARGEST_STRETCH = 1.4
 _POINTS_AT_ONCE = 128
+_POINTS_AT_ONCE_ON_GPU = 512
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,10 @@ def match_structurally(
     points = np.asarray(points_world, dtype=np.float64).reshape(-1, 3)
     matched, score = partners(points, source, target)
     support, residual = np.zeros(len(points)), np.full(len(points), np.inf)
+    at_once = _POINTS_AT_ONCE_ON_GPU if target.map.data.device.type == "cuda" else _POINTS_AT_ONCE
     with torch.no_grad():
-        for first in range(0, len(points), _POINTS_AT_ONCE):
-            rows = np.arange(first, min(first + _POINTS_AT_ONCE, len(points)))
+        for first in range(0, len(points), at_once):
+            rows = np.arange(first, min(first + at_once, len(points)))
             fit, enough = _fit_lattices(points[rows], source, target, wide, fine)
             queries = source.vectors_at(points[rows])
             width = tolerance * fit.residual

@@ -160,11 +160,14 @@ class _Descent:
         self.expected = expected
         self.grid = grid
         self.done = 0
+        self._features: dict[int, list[FeatureTerm]] = {}
         # The same for all descents, so that their losses can be compared.
         self.voxel_weight = _voxel_weight(problem)
 
     def __call__(self, found: Tensor | None, block: int) -> OptimizationResult:
-        features = list(self._feature_terms(block))
+        if block not in self._features:
+            self._features[block] = list(self._feature_terms(block))
+        features = self._features[block]
         shape = self.grid or (
             features[0].shape if features else tuple(n // (2 * block) for n in self.problem.grid.shape)
         )
