@@ -132,8 +132,10 @@ class ConvolutionUnit(nn.Module):
         super().__init__()
         padding = dilation * (kernel // 2) if stride == 1 else 0
         self.convolution = nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=padding, dilation=dilation)
-        nn.init.normal_(self.convolution.weight)
-        nn.init.zeros_(cast(Tensor, self.convolution.bias))
+        if not self.convolution.weight.is_meta:
+            # Where there is no place for values, torch imports half of its compiler to say so: a second.
+            nn.init.normal_(self.convolution.weight)
+            nn.init.zeros_(cast(Tensor, self.convolution.bias))
         self.gain: nn.Parameter | None = nn.Parameter(torch.full((outputs,), gain))
         self.relu = relu
 
