@@ -15,6 +15,8 @@ from ..image import Image
 from .base import FeatureMap, Features, divided
 
 CHANNELS = 12
+_SLICES_AT_ONCE = 4
+"""So few stay in a processor's cache while they are worked on."""
 # Patch centers lie on the six face neighbors (x, y, z); the twelve pairs are those that are not opposite.
 _NEIGHBORS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
 _PAIRS = tuple(
@@ -39,8 +41,32 @@ def mind_ssc(volume: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
     volume = volume.float()
     margin = dilation + radius
     padded = functional.pad(volume, [margin] * 6, mode="replicate")
+    depth = volume.shape[2]
+    at_once = _SLICES_AT_ONCE if volume.device.type == "cpu" else depth
+    distances = volume.new_empty((1, CHANNELS, *volume.shape[2:]))
+    slabs = [slice(first, min(first + at_once, depth)) for first in range(0, depth, at_once)]
+    for slab in slabs:
+        part = padded[:, :, slab.start : slab.stop + 2 * margin]
+        distances[:, :, slab] = _distances(part, radius, dilation)
+    variance = distances.mean(dim=1, keepdim=True)
+    # Far too small or large local noise estimates would make the descriptor all ones or all zeros.
+    typical = variance.mean()
+    variance = torch.minimum(torch.maximum(variance, typical * 1e-3), typical * 1e3).clamp_(min=1e-12).neg_()
+    for slab in slabs:
+        distances[:, :, slab] = (distances[:, :, slab] / variance[:, :, slab]).exp_()
+    return distances
+
+
+def _distances(padded: Tensor, radius: int, dilation: int) -> Tensor:
+    """Mean squared differences (1, 12, z, y, x) of pairs of patches, less the smallest of every voxel.
+
+    Args:
+        padded: (1, 1, z + 2 m, y + 2 m, x + 2 m), with m = radius + dilation voxels around.
+        radius: of the patches.
+        dilation: their distance.
+    """
     # Shifted copies still carry the margin that the patch sums need.
-    sizes = [n + 2 * radius for n in volume.shape[2:]]
+    sizes = [n - 2 * dilation for n in padded.shape[2:]]
     shifted = [
         padded[
             ...,
@@ -51,12 +77,7 @@ def mind_ssc(volume: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
         for x, y, z in _NEIGHBORS
     ]
     distances = torch.cat([_patch_mean((shifted[a] - shifted[b]).square_(), radius) for a, b in _PAIRS], dim=1)
-    distances -= distances.amin(dim=1, keepdim=True)
-    variance = distances.mean(dim=1, keepdim=True)
-    # Far too small or large local noise estimates would make the descriptor all ones or all zeros.
-    typical = variance.mean()
-    variance = torch.minimum(torch.maximum(variance, typical * 1e-3), typical * 1e3).clamp(min=1e-12)
-    return distances.div_(-variance).exp_()
+    return distances.sub_(distances.amin(dim=1, keepdim=True))
 
 
 def _patch_mean(volume: Tensor, radius: int) -> Tensor:
