@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from SAMRegistrationLib.solvers.cost_volume import Measure
+from SAMRegistrationLib.solvers.lattice import lattice_period, lattice_slices
 from SAMRegistrationLib.solvers.lncc import lncc
 from SAMRegistrationLib.solvers.ops import corner_determinant, identity_positions, upsample, warp
 from SAMRegistrationLib.solvers.table_sampling import TableSample, channel_table
@@ -66,9 +67,9 @@ class Term(Protocol):
 class FeatureTerm:
     """Dissimilarity of the fixed features and the moving features at x + u(x).
 
-    One iteration looks at every `lattice`-th voxel along each axis and the next at a shifted lattice, so that all
-    voxels are seen in lattice**3 iterations at the price of one. Moving vectors are interpolated, and for the
-    cosine normalized again. For several groups of channels with separate norms use one term for each.
+    One iteration looks at every `lattice`-th voxel along each axis and the next at a shifted lattice, so that many
+    voxels (see `lattice_slices`) are seen at the price of few. Moving vectors are interpolated, and for the cosine
+    normalized again. For several groups of channels with separate norms use one term for each.
 
     Args:
         fixed: (1, C, z, y, x); its grid may be finer or coarser than that of the field. No gradient.
@@ -92,7 +93,7 @@ class FeatureTerm:
         self.weight = weight
         self.shape = tuple(fixed.shape[2:])
         self.lattice = lattice
-        self.period = lattice**3
+        self.period = lattice_period(lattice)
         self.measure = Measure(measure)
         if self.measure is Measure.ABSOLUTE:
             raise ValueError("the absolute difference is not a term of instance optimization")
@@ -136,16 +137,6 @@ class FeatureTerm:
             return sample.gradient(by_moving.to(sample.values.dtype))
 
         return 1.0 - cosine[:, 0], gradient
-
-
-def lattice_slices(iteration: int, step: int) -> tuple[slice, slice, slice]:
-    """Every step-th voxel; consecutive iterations visit all shifts of the lattice, far shifts in turn."""
-    shift = (iteration * (step**3 // 2 + 1)) % step**3 if step % 2 == 0 else iteration % step**3
-    return (
-        slice(shift // step**2, None, step),
-        slice(shift // step % step, None, step),
-        slice(shift % step, None, step),
-    )
 
 
 class _ChunkedMean(torch.autograd.Function):
@@ -289,7 +280,7 @@ class FoldTerm:
 
     @property
     def period(self) -> int:
-        return math.lcm(len(CORNERS), self.lattice**3)
+        return math.lcm(len(CORNERS), lattice_period(self.lattice))
 
     def __call__(self, state: FieldState) -> torch.Tensor:
         if min(state.u.shape[2:]) < 2:
