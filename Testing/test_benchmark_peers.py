@@ -23,7 +23,7 @@ from SAMRegistrationLib.benchmark.methods import METHODS, Methods
 from SAMRegistrationLib.benchmark.peers.contract import NotInstalled, Outcome, Task
 from SAMRegistrationLib.benchmark.peers.convex_adam import working_grid
 from SAMRegistrationLib.benchmark.peers.elastix import matrix_of_parameters, start_as_parameters
-from SAMRegistrationLib.benchmark.peers.greedy import from_ras, to_ras
+from SAMRegistrationLib.benchmark.peers.greedy import from_ras, is_plausible, to_ras
 from SAMRegistrationLib.benchmark.peers.niftyreg import register as register_with_niftyreg
 from SAMRegistrationLib.benchmark.peers.programs import find_program
 from SAMRegistrationLib.benchmark.peers.volumes import as_sitk, matrix_of, measured_mask, read_nonnegative
@@ -306,3 +306,10 @@ def test_the_same_call_gives_the_same_result_to_the_last_digit(
         folder.mkdir()
     first, second = (outcome_of(name, phantom, folder, None)["parts"] for folder in folders)
     assert first == second
+
+
+def test_a_linear_map_that_mirrors_or_blows_up_bodies_is_not_believed() -> None:
+    stretched = np.diag([1.2, 0.9, 1.3, 1.0])
+    assert is_plausible(np.eye(4)) and is_plausible(stretched)
+    for factor in (-1.0, 0.3, 2.5):
+        assert not is_plausible(stretched @ np.diag([factor, 1.0, 1.0, 1.0]))
