@@ -18,7 +18,7 @@ from training_volumes import write_manifest
 from SAMRegistrationLib.errors import InputError, UsageError
 from SAMRegistrationLib.networks.quiz import Answers
 from SAMRegistrationLib.sampling import sample_points
-from SAMRegistrationLib.training import loop
+from SAMRegistrationLib.training import loop, quiz_trainer
 from SAMRegistrationLib.training.cache import CachedVolume, build_cache
 from SAMRegistrationLib.training.checkpoint import CHECKPOINT_FILE, WEIGHTS_FILE
 from SAMRegistrationLib.training.manifest import read_manifest
@@ -274,8 +274,16 @@ def test_a_run_of_so_many_minutes_ends_in_time(
 ) -> None:
     monkeypatch.setattr(loop, "PACE_FROM", 2)
     monkeypatch.setattr(loop, "PACE_EVERY", 3)
+    lateness: list[bool] = []
+
+    def noted(*given: Any) -> Any:
+        lateness.append(given[-1])
+        return quiz_loss(*given)
+
+    monkeypatch.setattr(quiz_trainer, "quiz_loss", noted)
     trainer = trainer_for(volumes, views, tmp_path, iterations=1000, minutes=0.01)
     trainer.run()
+    assert lateness[-1] and not lateness[0]
     assert trainer.iteration == trainer.settings.iterations < 100
     assert 0.3 < trainer.seconds < 3.0
 

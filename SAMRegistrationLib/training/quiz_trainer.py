@@ -69,7 +69,7 @@ class QuizTrainer(TrainingLoop):
         pair = self.pairs.draw(config.batch, torch.Generator().manual_seed(seed)).to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.mixed_precision):
             answers = self.network(pair.reference, pair.search, pair.queries, pair.embeddings)
-        late = self.iteration >= config.loss.translation_from * config.iterations
+        late = self.iteration >= config.loss.translation_from * self.settings.iterations
         loss, parts = quiz_loss(answers, pair, config.loss, late)
         (loss / config.accumulation).backward()
         with torch.no_grad():
