@@ -80,7 +80,7 @@ def _sam(arguments: argparse.Namespace) -> int:
     from ..device import usable_cores
     from .cache import build_cache
     from .checkpoint import make_folder
-    from .distributed import join_processes, leave_processes, wait_for_first
+    from .distributed import after_the_first, join_processes, leave_processes
     from .manifest import read_training_volumes
     from .model_card import write_model_card
     from .pseudo_pairs import read_pseudo_pairs
@@ -92,13 +92,9 @@ def _sam(arguments: argparse.Namespace) -> int:
     folder = arguments.cache or arguments.out / "cache"
     try:
         make_folder(arguments.out)
-        # The first process fills the cache, the others then find everything in it.
-        if not processes.is_first:
-            wait_for_first(processes)
         progress = processes.is_first and not arguments.quiet
-        cache = build_cache(chosen, folder, _spacing(config), processes=usable_cores(), progress=progress)
-        if processes.is_first:
-            wait_for_first(processes)
+        with after_the_first(processes):
+            cache = build_cache(chosen, folder, _spacing(config), processes=usable_cores(), progress=progress)
         listed = arguments.pseudo_pairs
         pseudo_pairs = read_pseudo_pairs(listed, cache.volumes) if listed else None
         trainer = Trainer(

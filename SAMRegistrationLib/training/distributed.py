@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,6 +91,16 @@ def wait_for_first(processes: Processes) -> None:
     """Return when every process has come here."""
     if processes.count > 1:
         distributed.barrier()
+
+
+@contextlib.contextmanager
+def after_the_first(processes: Processes) -> Iterator[None]:
+    """What the first process does alone, and all others then, who find what it prepared."""
+    if not processes.is_first:
+        wait_for_first(processes)
+    yield
+    if processes.is_first:
+        wait_for_first(processes)
 
 
 def _broadcast(tensor: Tensor) -> None:

@@ -60,7 +60,7 @@ def run_quiz(arguments: argparse.Namespace) -> int:
     from ..features.registry import get_extractor
     from .cache import build_cache
     from .checkpoint import make_folder
-    from .distributed import join_processes, leave_processes, wait_for_first
+    from .distributed import after_the_first, join_processes, leave_processes, wait_for_first
     from .manifest import read_training_volumes
     from .quiz_pairs import VIEWS_KEPT, QuizPairs
     from .quiz_trainer import QuizTrainer
@@ -76,18 +76,14 @@ def run_quiz(arguments: argparse.Namespace) -> int:
     processes = join_processes(arguments.device)
     told = processes.is_first and not arguments.quiet
     try:
-        # The first process fills the cache, the others then find everything in it.
-        if not processes.is_first:
-            wait_for_first(processes)
-        volumes = build_cache(
-            [volume for volume in chosen if volume.modality in ("CT", "CBCT")],
-            arguments.cache or arguments.out / "cache",
-            config.views.spacing,
-            processes=usable_cores(),
-            progress=told,
-        ).volumes
-        if processes.is_first:
-            wait_for_first(processes)
+        with after_the_first(processes):
+            volumes = build_cache(
+                [volume for volume in chosen if volume.modality in ("CT", "CBCT")],
+                arguments.cache or arguments.out / "cache",
+                config.views.spacing,
+                processes=usable_cores(),
+                progress=told,
+            ).volumes
         model = config.embedding
         extractor = None if model is None else get_extractor(model, processes.device, strict=True)
         count = arguments.views_per_volume

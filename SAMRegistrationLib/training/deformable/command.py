@@ -57,7 +57,7 @@ def run_deform(arguments: argparse.Namespace) -> int:
     from ...features.sam import SamExtractor
     from ..cache import build_cache
     from ..checkpoint import make_folder
-    from ..distributed import join_processes, leave_processes, wait_for_first
+    from ..distributed import after_the_first, join_processes, leave_processes
     from ..manifest import read_training_volumes
     from ..model_card import write_model_card
     from ..weights import extractor_of
@@ -74,13 +74,9 @@ def run_deform(arguments: argparse.Namespace) -> int:
         extractor = extractor_of(config.features, None, str(processes.device))
         if not isinstance(extractor, SamExtractor):
             raise UsageError(f"volumes are aligned by the features of a model, not by {config.features}")
-        # The first process prepares everything, the others then find it there.
-        if not processes.is_first:
-            wait_for_first(processes)
-        cache = build_cache(chosen, folder, extractor.spacing or config.pairs.spacing)
-        source = _source(cache.volumes, config, extractor, folder, processes, quiet=arguments.quiet)
-        if processes.is_first:
-            wait_for_first(processes)
+        with after_the_first(processes):
+            cache = build_cache(chosen, folder, extractor.spacing or config.pairs.spacing)
+            source = _source(cache.volumes, config, extractor, folder, processes, quiet=arguments.quiet)
         trainer = _trainer(DeformableTrainer, source, config, arguments.out, processes, quiet=arguments.quiet)
         trainer.resume()
         trainer.run()
