@@ -83,8 +83,9 @@ def main() -> None:
         once(iterations=2)
         inside: list[float] = []
         told(f"RSO {similarity}, whole call", lambda inside=inside: inside.append(once()))
-        rows[f"RSO {similarity}, its stage"] = summary(inside[1:] or inside)
-        print(f"RSO {similarity}, its stage: {summary(inside[1:] or inside)}", flush=True)
+        stage = f"RSO {similarity}, its stage"
+        rows[stage] = summary(inside[1:] or inside)
+        print(f"{stage}: {rows[stage]}", flush=True)
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1))
 
