@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,29 @@ def test_perfect_features_find_every_structure_of_the_same_volume(volumes):
     assert result["structural"]["same_structure"] > 0.98
     for way in WAYS_WITHOUT_COARSE_MAP:
         assert result[way]["center_mm"] < 1.5
+        assert result[way]["center_by_level_mm"] == result[way]["center_mm"]
         assert set(result[way]["structures"]) == {"test 1", "test 2", "test 3"}
+
+
+def test_a_tube_that_a_contour_cuts_short_is_found_by_level_where_its_center_is_not(
+    volumes, tmp_path, monkeypatch
+):
+    labels = sitk.ReadImage(str(volumes[0].labels[0].path))
+    whole = np.zeros(sitk.GetArrayFromImage(labels).shape, np.uint8)
+    whole[4:24, 12:16, 12:16] = 2
+    short = whole.copy()
+    short[:16] = 0
+    pair = []
+    for name, values in (("short", short), ("whole", whole)):
+        drawn = sitk.GetImageFromArray(values)
+        drawn.CopyInformation(labels)
+        path = tmp_path / f"{name}.nii.gz"
+        sitk.WriteImage(drawn, str(path))
+        pair.append(replace(volumes[0], labels=(replace(volumes[0].labels[0], path=path),)))
+    monkeypatch.setattr("SAMRegistrationLib.training.evaluation.OPEN_ENDED_LABELS", {"test": (2,)})
+    result = subject_matching(WorldExtractor(), [(pair[0], pair[1])])
+    assert result["nearest"]["center_mm"] > 15
+    assert result["nearest"]["center_by_level_mm"] < 1.5
 
 
 @pytest.mark.slow

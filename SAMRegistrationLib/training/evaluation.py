@@ -4,7 +4,8 @@ Two measures. *Self matching*: two strongly changed views of one volume; the dis
 is matched and where it is. *Subject matching*: points inside a structure of one subject are looked up in another
 subject, without any alignment; the share that falls into the same structure, and how far the structure's center
 is from that of the matches (both the median along x, y and z, which a few stray matches do not move, and which for
-a bent structure like the mandible is not its mean).
+a bent structure like the mandible is not its mean); of tubes that are contoured to arbitrary levels also level by
+level (`structure_centers`).
 
 Both are measured for three ways of matching. *Nearest*: the voxel of the other volume's whole joined map that is
 most similar, made finer by a parabola through its neighbors; it says what the vectors alone can do. *Structural*:
@@ -31,6 +32,7 @@ from ..methods.aligned_matching import AlignedPointMatcher
 from ..methods.point_matching import EmbeddedVolume
 from .evaluation_views import changed_views
 from .manifest import UNSPECIFIC_LABELS, Volume
+from .structure_centers import OPEN_ENDED_LABELS, center_distance, center_line_distance
 from .voxel_search import nearest_voxels
 
 POINTS_PER_VOLUME = 400
@@ -108,10 +110,12 @@ def format_evaluation(result: dict[str, Any]) -> str:
     for way in (way for way in WAYS if way in subjects):
         lines.append(
             f"subject matching, {way}: {subjects['pairs']} pairs, {100 * subjects[way]['same_structure']:.1f} % "
-            f"into the same structure, centers {subjects[way]['center_mm']:.1f} mm off"
+            f"into the same structure, centers {subjects[way]['center_mm']:.1f} mm off, "
+            f"{subjects[way]['center_by_level_mm']:.1f} mm with tubes level by level"
         )
         lines += [
-            f"  {name:24} {100 * one['same_structure']:5.1f} %  {one['center_mm']:5.1f} mm  {one['pairs']} pairs"
+            f"  {name:24} {100 * one['same_structure']:5.1f} %  {one['center_mm']:5.1f} mm  "
+            f"{one['center_by_level_mm']:5.1f} mm  {one['pairs']} pairs"
             for name, one in subjects[way]["structures"].items()
         ]
     return "\n".join(lines)
@@ -172,10 +176,12 @@ class _Subject:
 
 @dataclass(frozen=True)
 class _StructureResult:
-    """The share of a structure's points that fall into it, and the distance in mm of the centers."""
+    """The share of a structure's points that fall into it, and the distance in mm of the centers, whole and by
+    level."""
 
     share: float
     distance: float
+    by_level: float
 
 
 def _embed(extractor: FeatureExtractor, volume: Volume) -> _Subject:
@@ -195,21 +201,24 @@ def _pair_results(
         shared = np.intersect1d(query_labels.data.unique().numpy(), target_labels.data.unique().numpy())
         for value in shared[shared > 0]:
             if int(value) not in UNSPECIFIC_LABELS.get(scheme, ()):
+                is_tube = int(value) in OPEN_ENDED_LABELS.get(scheme, ())
                 world = _structure_points(query_labels, float(value))
                 picks = np.linspace(0, len(world) - 1, min(len(world), POINTS_PER_STRUCTURE)).astype(int)
                 results[f"{scheme} {int(value)}"] = {
-                    way: _structure_result(places, target_labels, float(value))
+                    way: _structure_result(places, target_labels, float(value), is_tube)
                     for way, places in ways.match(world[picks]).items()
                 }
     return results
 
 
-def _structure_result(places: np.ndarray, labels: Image, value: float) -> _StructureResult:
+def _structure_result(places: np.ndarray, labels: Image, value: float, is_tube: bool) -> _StructureResult:
     indices = np.rint(labels.grid.to_voxel(places)).astype(int)
     indices = indices.clip(0, np.asarray(labels.grid.size) - 1)
     hits = labels.data.numpy()[indices[:, 2], indices[:, 1], indices[:, 0]] == value
-    center = np.median(_structure_points(labels, value), axis=0)
-    return _StructureResult(float(hits.mean()), float(np.linalg.norm(np.median(places, axis=0) - center)))
+    structure = _structure_points(labels, value)
+    distance = center_distance(places, structure)
+    by_level = center_line_distance(places, structure) if is_tube else distance
+    return _StructureResult(float(hits.mean()), distance, by_level)
 
 
 def _structure_points(labels: Image, value: float) -> np.ndarray:
@@ -229,6 +238,7 @@ def _subject_summary(found: dict[str, list[_StructureResult]]) -> dict[str, Any]
         name: {
             "same_structure": float(np.mean([result.share for result in results])),
             "center_mm": float(np.mean([result.distance for result in results])),
+            "center_by_level_mm": _mean(r.by_level for r in results if not np.isnan(r.by_level)),
             "pairs": len(results),
         }
         for name, results in sorted(found.items())
@@ -236,6 +246,7 @@ def _subject_summary(found: dict[str, list[_StructureResult]]) -> dict[str, Any]
     return {
         "same_structure": _mean(item["same_structure"] for item in structures.values()),
         "center_mm": _mean(item["center_mm"] for item in structures.values()),
+        "center_by_level_mm": _mean(item["center_by_level_mm"] for item in structures.values()),
         "structures": structures,
     }
 

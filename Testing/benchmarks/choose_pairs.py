@@ -31,8 +31,8 @@ SPLIT_FILE = Path(__file__).resolve().parents[1] / "training_split.json"
 # These two MR lie more than 6 mm off their CT: shifting them raises the mutual information, which it does for
 # none of the others beyond the noise. Their "identity" is no reference.
 MISALIGNED_LIMBS = ("sts001_ct_mr", "sts016_ct_mr")
-# This one lies 20 mm off, beyond what the shifts reached: the femur of the MR stands beside that of the CT, and six
-# methods agree on where it belongs. It was found when the offsets had been drawn, so it still takes one of them.
+# This one lies 20 mm off, beyond what the shifts reached: the femur of the MR stands beside that of the CT, and
+# six methods agree on where it belongs. It was found when the offsets had been drawn, so it still takes one.
 LATER_FOUND_MISALIGNED = "sts011_ct_mr"
 MAX_ROTATION_DEGREES = 20.0
 MAX_TRANSLATION_MM = 30.0
