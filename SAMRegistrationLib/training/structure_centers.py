@@ -20,7 +20,7 @@ _LEAST_PLACES = 3
 
 
 def center_distance(places: FloatArray, structure: FloatArray) -> float:
-    """Distance in mm of the medians (along x, y, z) of matched places (n, 3) and of a structure's voxels (m, 3)."""
+    """Distance in mm of the medians along x, y, z of matched places (n, 3) and a structure's voxels (m, 3)."""
     return float(np.linalg.norm(np.median(places, axis=0) - np.median(structure, axis=0)))
 
 
