@@ -26,6 +26,7 @@ from .image import Image
 from .image_io import write_image
 from .inputs import TransformLike, VolumeLike, as_mask, as_transform, as_volume, origin_of
 from .memory_estimate import require_memory_for
+from .memory_reuse import freed_memory_kept
 from .methods.problem import GRID_MULTIPLE, Problem
 from .metrics import StageRecorder
 from .presets import Preset, load_preset
@@ -82,6 +83,7 @@ class RegistrationResult:
             write_report(self.report, staging / "report.json")
 
 
+@freed_memory_kept()
 def register(
     fixed: VolumeLike,
     moving: VolumeLike,

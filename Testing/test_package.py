@@ -19,7 +19,7 @@ SLICER_ONLY = {"slicer", "qt", "ctk", "vtk", "PythonQt", "mrml"}
 
 LAYERS = [
     ["errors", "resources"],
-    ["device", "files", "file_integrity"],
+    ["device", "files", "file_integrity", "memory_reuse"],
     ["itk_files", "markups"],
     ["grid"],
     ["sampling"],

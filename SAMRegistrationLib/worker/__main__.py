@@ -125,8 +125,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Listening comes first: a cancellation or the end need not wait until torch is loaded.
     worker.listen(options.parent)
     try:
+        from ..memory_reuse import give_back
         from .jobs import Jobs
-        from .machine import release_memory
     except (ImportError, OSError, RuntimeError) as error:
         # Half installs of torch fail in all of these ways.
         traceback.print_exc()
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     jobs = Jobs(threads=options.threads, cache_bytes=options.cache_bytes)
     worker.replies.send("ready", version=__version__, process=os.getpid())
-    worker.work(jobs.handlers, release_memory)
+    worker.work(jobs.handlers, give_back)
     return 0
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
-import sys
 import time
 from typing import Any
 
@@ -29,14 +27,6 @@ def describe() -> dict[str, Any]:
         "resident_mib": resident_memory(),
         "devices": [_cpu(), *(_gpu(index) for index in range(torch.cuda.device_count()))],
     }
-
-
-def release_memory() -> None:
-    """Give what the last request has freed back to the system, which glibc does not do by itself."""
-    if sys.platform.startswith("linux"):
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def checked_device(device: str) -> dict[str, Any]:
