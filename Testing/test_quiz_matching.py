@@ -140,7 +140,8 @@ def test_asking_many_points_at_once_is_asking_each(volumes: list[EmbeddedVolume]
     assert (together.sigma_mm > 0).all() and len(quizzer.ask(np.empty((0, 3))).matched) == 0
 
 
-def test_the_translation_leaves_out_what_the_moving_volume_does_not_show() -> None:
+@pytest.mark.parametrize("asked_from", ["fixed", "moving"])
+def test_the_translation_leaves_out_what_the_other_volume_does_not_show(asked_from: str) -> None:
     points = np.random.default_rng(0).uniform(-100, 100, (400, 3))
     truth = AffineTransform.about_center(rotation((0.0, 0.0, 0.3)), (0, 0, 0), (40.0, -10.0, 25.0))
     places = truth.transform_points(points)
@@ -150,10 +151,28 @@ def test_the_translation_leaves_out_what_the_moving_volume_does_not_show() -> No
     upper = np.asarray(grid.to_world([[59.0, 59.0, 24.0]]))[0]
     matched = np.where(shown[:, None], places, np.minimum(places, upper))
     answers = QuizAnswers(points, matched, np.full(400, 20.0))
-    found = shown_translation(answers, fit_answers(answers), grid).matrix[:3, 3]
-    expected = (places - points)[shown].mean(axis=0)
+    whole = Grid((200, 200, 200), (4.0, 4.0, 4.0), (-400.0, -400.0, -400.0))
+    if asked_from == "fixed":
+        found = shown_translation(points, answers, fit_answers(answers), (whole, grid)).matrix[:3, 3]
+        expected = (places - points)[shown].mean(axis=0)
+        assert np.linalg.norm(mean_translation(answers).matrix[:3, 3] - expected) > 20.0
+    else:
+        turned = answers.turned()
+        found = shown_translation(matched, turned, fit_answers(turned), (grid, whole)).matrix[:3, 3]
+        expected = (truth.inverse().transform_points(matched) - matched).mean(axis=0)
+        assert np.linalg.norm(fit_answers(turned).transform.matrix[:3, 3] - truth.inverse().matrix[:3, 3]) > 5.0
     assert np.linalg.norm(found - expected) < 2.0
-    assert np.linalg.norm(mean_translation(answers).matrix[:3, 3] - expected) > 20.0
+
+
+def test_the_map_of_the_whole_body_is_asked_for_either_way(
+    volumes: list[EmbeddedVolume], model: QuizModel
+) -> None:
+    matcher = QuizPointMatcher(volumes[0], volumes[1], model)
+    answers, fixed = matcher.body_answers, matcher.fixed_answers
+    np.testing.assert_array_equal(answers.points[: len(fixed.points)], fixed.points)
+    asked = answers.matched[len(fixed.points) :]
+    assert len(asked) > 100 and matcher.moving.in_body(asked).mean() > 0.9
+    np.testing.assert_array_equal(answers.points[len(fixed.points) :], matcher.backward.ask(asked).matched)
 
 
 def test_depth_inside_is_the_distance_to_the_nearest_face() -> None:

@@ -56,6 +56,15 @@ class QuizAnswers:
         """(n,) one over the variance, at most that of 3 mm."""
         return np.asarray(1 / np.maximum(self.sigma_mm, 3.0) ** 2)
 
+    def turned(self) -> QuizAnswers:
+        """The same pairs of places, as if the moving ones had been asked for the fixed."""
+        return QuizAnswers(self.matched, self.points, self.sigma_mm)
+
+    def joined(self, other: QuizAnswers) -> QuizAnswers:
+        """These pairs of places and others."""
+        both = (np.concatenate(parts) for parts in zip(vars(self).values(), vars(other).values(), strict=True))
+        return QuizAnswers(*both)
+
 
 class Quizzer:
     """Both volumes of a pair encoded once, to be asked any number of points.
@@ -104,30 +113,37 @@ def mean_translation(answers: QuizAnswers) -> AffineTransform:
     return AffineTransform.translation((answers.matched - answers.points).mean(axis=0))
 
 
-def shown_translation(answers: QuizAnswers, fit: Fit, shows: Grid, seed: int = 0) -> AffineTransform:
-    """As `mean_translation`, of the points that the searched volume shows, by the map that their answers agree on.
+def shown_translation(
+    points: FloatArray, answers: QuizAnswers, fit: Fit, grids: tuple[Grid, Grid], seed: int = 0
+) -> AffineTransform:
+    """As `mean_translation`, of the points that the searched volume shows, by the map that answers agree on.
 
     The paper's landmarks were chosen in both volumes. Points all over a body also get an answer within the volume
-    where that does not show them, which draws the map; so it is fitted again to those that it puts well inside.
+    where that does not show them, which draws the map; so it is fitted again to those that it puts well inside,
+    whichever end they were asked from.
 
     Args:
-        answers: to the points.
+        points: (n, 3) all over the body, LPS mm.
+        answers: what the map is fitted to.
         fit: of all answers.
-        shows: the searched volume's grid.
+        grids: of the volume that the points belong to, and of the searched one.
         seed: of the robust fits.
     """
     transform = fit.transform
     for _ in range(_SHOWN_ROUNDS):
-        depth = depth_inside(shows, transform.transform_points(answers.points))
+        depth = np.minimum(
+            depth_inside(grids[0], transform.inverse().transform_points(answers.matched)),
+            depth_inside(grids[1], transform.transform_points(answers.points)),
+        )
         well_inside = np.clip(depth / _WELL_INSIDE_MM, 0.0, 1.0)
         try:
             transform = fit_answers(answers, seed=seed, trust=well_inside).transform
         except InputError:
             break
-    places = transform.transform_points(answers.points)
-    shown = shows.contains(places)
+    places = transform.transform_points(points)
+    shown = grids[1].contains(places)
     kept = shown if shown.any() else ~shown
-    return AffineTransform.translation((places - answers.points)[kept].mean(axis=0))
+    return AffineTransform.translation((places - points)[kept].mean(axis=0))
 
 
 def depth_inside(grid: Grid, points_world: FloatArray) -> FloatArray:
@@ -188,16 +204,23 @@ class QuizPointMatcher(PointMatcher):
         return Quizzer(self.model, self._volumes[1], self._volumes[0], self._device)
 
     @cached_property
-    def body_answers(self) -> QuizAnswers:
+    def fixed_answers(self) -> QuizAnswers:
         """Of points all over the fixed body."""
         return self.forward.ask(body_grid(self.fixed.body, most=MOST_QUERIES))
+
+    @cached_property
+    def body_answers(self) -> QuizAnswers:
+        """Of points all over either body, each asked for in the other: their errors have little in common."""
+        returned = self.backward.ask(body_grid(self.moving.body, most=MOST_QUERIES))
+        return self.fixed_answers.joined(returned.turned())
 
     @cached_property
     def translation(self) -> AffineTransform:
         """The mean displacement of the points of the body that the moving volume shows, as far as can be told."""
         if self.body_fit is None:
-            return mean_translation(self.body_answers)
-        return shown_translation(self.body_answers, self.body_fit, self.moving.image.grid, self.seed)
+            return mean_translation(self.fixed_answers)
+        grids = self.fixed.image.grid, self.moving.image.grid
+        return shown_translation(self.fixed_answers.points, self.body_answers, self.body_fit, grids, self.seed)
 
     @cached_property
     def body_fit(self) -> Fit | None:
@@ -210,7 +233,7 @@ class QuizPointMatcher(PointMatcher):
     @cached_property
     def whole_body(self) -> AffineTransform:
         """A linear map of the whole body; the mean displacement where the answers agree on nothing else."""
-        return mean_translation(self.body_answers) if self.body_fit is None else self.body_fit.transform
+        return mean_translation(self.fixed_answers) if self.body_fit is None else self.body_fit.transform
 
     @property
     def _device(self) -> torch.device:

@@ -65,7 +65,7 @@ def ours(pair: Pair, extractor: FeatureExtractor, model: QuizModel) -> dict[str,
             "map": matcher.whole_body.matrix.tolist(),
             "translation": body_translation(matcher).tolist(),
         }
-    body = joint.by_network.body_answers
+    body = joint.by_network.fixed_answers
     return {
         "degrees": pair.degrees,
         "points": asked.round(3).tolist(),
