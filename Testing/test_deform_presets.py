@@ -31,7 +31,8 @@ from SAMRegistrationLib.networks.deformable import DEFORMABLE_NETWORKS, build_de
 from SAMRegistrationLib.pipeline import prepare
 from SAMRegistrationLib.presets import Stage, load_preset, preset_names, usable_preset_names
 from SAMRegistrationLib.sampling import voxel_mesh
-from SAMRegistrationLib.solvers.terms import FieldState, TrustTerm
+from SAMRegistrationLib.solvers.field_state import FieldState
+from SAMRegistrationLib.solvers.terms import TrustTerm
 from SAMRegistrationLib.training.deformable.losses import known_field_loss
 
 LEARNED = [name for name in preset_names() if load_preset(name).networks]

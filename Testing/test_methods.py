@@ -8,12 +8,13 @@ import torch
 from phantoms import PhantomPair, phantom_pair
 from torch import Tensor
 
+from SAMRegistrationLib.body import body_mask
 from SAMRegistrationLib.errors import InputError
 from SAMRegistrationLib.features.mind import MindExtractor
 from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.methods.convex_search import convex_search
 from SAMRegistrationLib.methods.instance_optimization import instance_optimization
-from SAMRegistrationLib.methods.problem import Problem, with_mind
+from SAMRegistrationLib.methods.problem import Problem, at_shape, with_mind
 from SAMRegistrationLib.methods.sam_coarse import consistent_matches
 from SAMRegistrationLib.methods.samconvex import samconvex
 from SAMRegistrationLib.pipeline import prepare
@@ -174,3 +175,17 @@ def test_joined_features_of_equal_volumes_match_points_with_themselves(pair: Pha
     matches = consistent_matches(ready, stride=4, most=200, largest_mm=50.0, mind_share=0.6)
     # Within one voxel of the features, which is two of the working grid.
     assert float(matches.displacement.norm(dim=1).median()) < 2.0
+
+
+def test_near_the_bodies_is_where_either_of_them_lies_under_the_initial_map(pair: PhantomPair) -> None:
+    ready = problem_of(pair.fixed, pair.moving)
+    shape = tuple(n // 2 for n in ready.grid.shape)
+    body = at_shape(body_mask(ready.fixed)[None, None].float(), shape)
+    near = ready.near_bodies()
+    assert tuple(near.shape[2:]) == shape
+    assert bool((near[body == 1] == 1).all()) and float(near.mean()) < 1
+    matrix = AffineTransform().matrix.copy()
+    matrix[0, 3] = -40.0
+    ready.initial = AffineTransform(matrix)
+    assert not torch.equal(ready.near_bodies(), near)
+    assert bool((ready.near_bodies()[body == 1] == 1).all())

@@ -16,6 +16,7 @@ from strategies import require_cuda
 from SAMRegistrationLib.solvers.adam import Adam
 from SAMRegistrationLib.solvers.descent import Descent
 from SAMRegistrationLib.solvers.device_descent import DeviceDescent
+from SAMRegistrationLib.solvers.field_state import FieldState
 from SAMRegistrationLib.solvers.filters import smooth
 from SAMRegistrationLib.solvers.instance_optimization import OptimizationConfig, optimize
 from SAMRegistrationLib.solvers.ops import identity_positions, upsample, zero_field
@@ -24,7 +25,6 @@ from SAMRegistrationLib.solvers.terms import (
     AnchorTerm,
     CorrelationTerm,
     FeatureTerm,
-    FieldState,
     KeypointTerm,
     diffusion,
 )

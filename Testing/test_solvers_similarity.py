@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from solver_cases import noise, simple_features, smooth_deformation, textured
 
+from SAMRegistrationLib.solvers.field_state import ControlledState, FieldState, resized_values
+from SAMRegistrationLib.solvers.fold_term import FoldTerm
 from SAMRegistrationLib.solvers.lattice import lattice_period, lattice_slices
 from SAMRegistrationLib.solvers.lncc import EPSILON, _LocalCorrelation, lncc
 from SAMRegistrationLib.solvers.ops import corner_determinant, warp
@@ -18,8 +20,6 @@ from SAMRegistrationLib.solvers.terms import (
     AnchorTerm,
     CorrelationTerm,
     FeatureTerm,
-    FieldState,
-    FoldTerm,
     KeypointTerm,
     SquaredDifferenceTerm,
     diffusion,
@@ -198,3 +198,36 @@ def test_the_fold_penalty_sees_thin_fields_too(depth: int) -> None:
 def test_gradient_of_the_corner_determinant_is_exact() -> None:
     u = noise((1, 3, 4, 4, 5), 0).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda field: corner_determinant(field, (1, -1, -1), (2, 1, 2)), u)
+
+
+@pytest.mark.parametrize("shape", [(12, 10, 8), (11, 9, 7)])
+def test_a_field_of_control_points_is_the_same_where_it_is_asked_for_as_everywhere(
+    shape: tuple[int, int, int],
+) -> None:
+    control, initial = noise((1, 3, 6, 5, 4), 0).requires_grad_(), noise((1, 3, *shape), 1)
+    residual = resized_values(control, shape)
+    parts = [(slice(0, 6, 2), slice(0, 5, 2), slice(0, 5, 2)), (slice(1, 7, 2), slice(2, 7, 2), slice(1, 6, 2))]
+    whole = FieldState(initial + residual, residual).at(parts)
+    lattice = ControlledState(initial, control).at(parts)
+    torch.testing.assert_close(lattice, whole, atol=1e-5, rtol=1e-5)
+    weights = noise(tuple(whole.shape), 2)
+    gradients = [torch.autograd.grad((field * weights).sum(), control)[0] for field in (whole, lattice)]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_the_feature_term_has_no_gradient_where_its_weight_is_zero_and_the_exact_one_elsewhere() -> None:
+    fixed, moving = noise((1, 5, *SHAPE), 0), noise((1, 5, *SHAPE), 1)
+    u = (smooth_deformation(SHAPE, 1.5, 2.0) + 0.01).requires_grad_()
+    weight = weight_map().float()
+    (gradient,) = torch.autograd.grad(FeatureTerm(fixed, moving, voxel_weight=weight, lattice=1)(state(u)), u)
+    expected = ((1 - F.cosine_similarity(fixed, warp(moving, u), dim=1))[0] * weight[0, 0]).mean()
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, u)[0], atol=1e-5, rtol=1e-4)
+    assert not gradient[(weight == 0).expand_as(gradient)].any()
+
+
+def test_a_feature_term_without_any_weight_is_zero() -> None:
+    fixed, moving = noise((1, 5, *SHAPE), 0), noise((1, 5, *SHAPE), 1)
+    u = torch.zeros(1, 3, *SHAPE, requires_grad=True)
+    value = FeatureTerm(fixed, moving, voxel_weight=torch.zeros(1, 1, *SHAPE))(state(u))
+    assert float(value.detach()) == 0
+    assert not torch.autograd.grad(value, u)[0].any()

@@ -196,9 +196,7 @@ class _Descent:
 
     def _feature_term(self, maps: list[FeatureMap], weight: float, block: int) -> FeatureTerm:
         fixed, moving = (average_blocks(features.data, block) for features in maps)
-        voxel_weight = self.voxel_weight
-        if voxel_weight is not None:
-            voxel_weight = at_shape(voxel_weight, tuple(fixed.shape[2:]))
+        voxel_weight = at_shape(self.voxel_weight, tuple(fixed.shape[2:]))
         return FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=self.lattice)
 
     def _intensity_terms(self, shape: tuple[int, ...]) -> Iterator[Term]:
@@ -218,11 +216,13 @@ class _Descent:
         self.problem.progress((self.done + share) / self.expected)
 
 
-def _voxel_weight(problem: Problem) -> Tensor | None:
-    """1 on the working grid where both volumes have data under the displacement found so far, or None."""
-    fixed, moving = problem.masks()
+def _voxel_weight(problem: Problem) -> Tensor:
+    """1 near the bodies where both volumes have data under the displacement found so far, at half resolution."""
+    weight = problem.near_bodies()
+    shape = tuple(weight.shape[2:])
+    fixed, moving = (None if mask is None else at_shape(mask, shape) for mask in problem.masks())
     if moving is not None and problem.displacement is not None:
-        moving = warp(moving, upsample(problem.displacement, problem.grid.shape))
-    if fixed is None or moving is None:
-        return moving if fixed is None else fixed
-    return fixed * moving
+        moving = warp(moving, upsample(problem.displacement, shape))
+    for mask in (fixed, moving):
+        weight = weight if mask is None else weight * mask
+    return weight

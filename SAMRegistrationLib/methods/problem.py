@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..body import Regions
 from ..features.base import FeatureExtractor, FeatureMap, Features
 from ..features.mind import MindExtractor
 from ..field import DisplacementField
@@ -163,6 +164,19 @@ class Problem:
         valid = self._aligned().valid
         return fixed, None if bool(valid.all()) else valid.float()
 
+    def near_bodies(self) -> Tensor:
+        """1 where either volume shows its body or the air along its skin, the moving one under the initial map.
+
+        What lies beyond, half of a usual CT, is air and couch: it says nothing and takes time. (1, 1, z, y, x) at
+        half the resolution of the working grid.
+        """
+        return cast(Tensor, self._under_initial("near bodies", self._near_bodies))
+
+    def _near_bodies(self) -> Tensor:
+        grid = self.grid.resized([max(1, n // 2) for n in self.grid.size])
+        world = voxel_mesh(grid.shape, grid.voxel_to_world, self.device)
+        return torch.maximum(_near(self.fixed, world), _near(self.moving, self.initial.map_world(world)))
+
     def features(self, extractor: FeatureExtractor | None = None) -> tuple[Features, Features]:
         """Features of `volumes()`, by the problem's own extractor unless another one is given."""
         chosen = extractor or self.extractor
@@ -204,6 +218,14 @@ class Problem:
         if coarse is None or grids[1] is None:
             return Features(FeatureMap(fine, grids[0]))
         return Features(FeatureMap(fine, grids[0]), FeatureMap(coarse, grids[1]))
+
+
+def _near(image: Image, world: Tensor) -> Tensor:
+    """1 at world positions (3, z, y, x) in the body of a volume or in the air along its skin: (1, 1, z, y, x)."""
+    regions = Regions.of(image)
+    near = regions.image.with_data(regions.near.float()).to(world.device)
+    voxel = AffineTransform(near.grid.world_to_voxel).map_world(world)
+    return sample(near.tensor(), voxel, Interpolation.NEAREST)
 
 
 def at_shape(volume: Tensor, shape: tuple[int, ...]) -> Tensor:

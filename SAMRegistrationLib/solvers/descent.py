@@ -7,10 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
+from SAMRegistrationLib.solvers.field_state import ControlledState, FieldState, resized_values
 from SAMRegistrationLib.solvers.filters import smooth
-from SAMRegistrationLib.solvers.terms import FieldState, FoldTerm, Term, diffusion
+from SAMRegistrationLib.solvers.fold_term import FoldTerm
+from SAMRegistrationLib.solvers.terms import Term, diffusion
 
 Callback = Callable[[int, float], None]
 
@@ -60,7 +61,7 @@ class Descent:
         self._shape = self._initial.shape[2:]
         control_shape = [max(2, math.ceil(size / config.control_spacing)) for size in self._shape]
         self._steps = [self._shape[axis] / control_shape[axis] for axis in (2, 1, 0)]
-        self._coarse_initial = _resized_values(self._initial, control_shape)
+        self._coarse_initial = resized_values(self._initial, control_shape)
         self.parameter = torch.zeros((1, 3, *control_shape), device=initial.device, requires_grad=True)
         self.terms: list[Term] = [*terms, FoldTerm(config.folding)] if config.folding > 0 else list(terms)
 
@@ -68,26 +69,24 @@ class Descent:
         """The loss, without a graph, and its gradient by the control points."""
         config = self.config
         control = smooth(self.parameter, config.smoothing)
-        residual = _resized_values(control, self._shape)
-        state = FieldState(self._initial + residual, residual, iteration)
+        state = self._state(control, iteration)
         regularized = control + self._coarse_initial if config.diffusion_of_total else control
         loss = config.diffusion * diffusion(regularized, self._steps)
         loss = sum((term.weight * term(state) for term in self.terms), start=loss)
         (gradient,) = torch.autograd.grad(loss, self.parameter)
         return loss.detach(), gradient
 
+    def _state(self, control: torch.Tensor, iteration: int) -> FieldState:
+        if control.device.type == "cpu" and control.shape[2:] != self._shape:
+            return ControlledState(self._initial, control, iteration)
+        residual = resized_values(control, self._shape)
+        return FieldState(self._initial + residual, residual, iteration)
+
     @torch.no_grad()
     def field(self) -> torch.Tensor:
         """The displacement as it is now."""
-        residual = _resized_values(smooth(self.parameter, self.config.smoothing), self._shape)
+        residual = resized_values(smooth(self.parameter, self.config.smoothing), self._shape)
         return (self._initial + residual).detach()
-
-
-def _resized_values(u: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Resample without rescaling: control points hold voxels of the field grid."""
-    if tuple(u.shape[2:]) == tuple(shape):
-        return u
-    return F.interpolate(u, size=tuple(shape), mode="trilinear", align_corners=False)
 
 
 def rate_share(iteration: int, config: OptimizationConfig) -> float:

@@ -22,6 +22,8 @@ TABLE_CHANNELS = 8
 PLANES_PER_SLAB = 8
 
 Shape = Sequence[int]
+Part = tuple[slice, slice, slice]
+"""Every so many voxels of a range along z, y and x."""
 
 
 def identity_positions(
@@ -158,41 +160,61 @@ def corner_determinant(u: torch.Tensor, corner: Sequence[int], step: Sequence[in
     Returns:
         (z', y', x') of the voxels that have a neighbor on all three chosen sides.
     """
-    values = _CornerValues.apply(u[0], tuple(corner), tuple(step))
+    return determinant_at_corner(at_parts(u, corner_parts(u.shape[2:], corner, step)), corner)
+
+
+def corner_parts(
+    shape: Shape, corner: Sequence[int], step: Sequence[int], starts: Sequence[int] = (0, 0, 0)
+) -> list[Part]:
+    """The voxels (z, y, x) of a grid at which a corner determinant is taken, and their x, y and z neighbors.
+
+    Args:
+        shape: (z, y, x) of the grid.
+        corner: (x, y, z), each +1 or -1.
+        step: (x, y, z), every step-th voxel only.
+        starts: (z, y, x), the first voxels to look at.
+    """
+    return [_corner_slices(shape, corner, step, starts, axis) for axis in (None, 0, 1, 2)]
+
+
+def determinant_at_corner(values: torch.Tensor, corner: Sequence[int]) -> torch.Tensor:
+    """The determinant (z, y, x) from the displacements (4, 3, z, y, x) at `corner_parts`."""
     return _determinant([corner[axis] * (values[axis + 1] - values[0]) for axis in range(3)])
 
 
-class _CornerValues(torch.autograd.Function):
-    """A field at voxels and their x, y and z neighbors of a corner, (4, 3, z', y', x').
+def at_parts(u: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
+    """A field (1, 3, z, y, x) at strided parts of its grid, all of one shape: (n, 3, z', y', x')."""
+    values: torch.Tensor = _Parts.apply(u[0], tuple(parts))
+    return values
 
-    One function because the backward pass of four separate slices would fill four full volumes.
-    """
 
-    @staticmethod
-    def forward(ctx: Any, u: torch.Tensor, corner: tuple[int, ...], step: tuple[int, ...]) -> torch.Tensor:
-        ctx.shape = u.shape
-        ctx.parts = [_corner_slices(u.shape, corner, step, axis) for axis in (None, 0, 1, 2)]
-        return torch.stack([u[part] for part in ctx.parts])
+class _Parts(torch.autograd.Function):
+    """One function because the backward pass of several slices would fill several full volumes."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def forward(ctx: Any, u: torch.Tensor, parts: Sequence[Part]) -> torch.Tensor:
+        ctx.shape, ctx.parts = u.shape, parts
+        return torch.stack([u[:, z, y, x] for z, y, x in parts])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         result = gradients[0].new_zeros(ctx.shape)
-        for part, gradient in zip(ctx.parts, gradients[0], strict=True):
-            result[part] += gradient
-        return result, None, None
+        for (z, y, x), gradient in zip(ctx.parts, gradients[0], strict=True):
+            result[:, z, y, x] += gradient
+        return result, None
 
 
 def _corner_slices(
-    shape: Shape, corner: tuple[int, ...], step: tuple[int, ...], axis: int | None
-) -> tuple[slice, ...]:
-    slices = [slice(None)]
-    for dim, component in ((1, 2), (2, 1), (3, 0)):
+    shape: Shape, corner: Sequence[int], step: Sequence[int], starts: Sequence[int], axis: int | None
+) -> Part:
+    slices = []
+    for dim, component in ((0, 2), (1, 1), (2, 0)):
         forward = corner[component] > 0
         offset = corner[component] if component == axis else 0
-        first = (0 if forward else 1) + offset
+        first = starts[dim] + (0 if forward else 1) + offset
         last = shape[dim] - (1 if forward else 0) + offset
         slices.append(slice(first, last, step[component]))
-    return tuple(slices)
+    return slices[0], slices[1], slices[2]
 
 
 def smallest_corner_determinant(u: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,11 @@ from typing import Protocol
 import torch
 
 from SAMRegistrationLib.solvers.bspline import Part
+from SAMRegistrationLib.solvers.field_state import FieldState
 from SAMRegistrationLib.solvers.filters import gaussian
+from SAMRegistrationLib.solvers.fold_term import CORNERS
 from SAMRegistrationLib.solvers.ops import corner_determinant
-from SAMRegistrationLib.solvers.terms import CORNERS, FieldState, Term
+from SAMRegistrationLib.solvers.terms import Term
 
 Callback = Callable[[int, float], None]
 

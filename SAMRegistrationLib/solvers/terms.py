@@ -9,47 +9,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from itertools import product
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 
 from SAMRegistrationLib.solvers.cost_volume import Measure
+from SAMRegistrationLib.solvers.field_state import FieldState
 from SAMRegistrationLib.solvers.lattice import lattice_period, lattice_slices
 from SAMRegistrationLib.solvers.lncc import lncc
-from SAMRegistrationLib.solvers.ops import corner_determinant, identity_positions, upsample, warp
+from SAMRegistrationLib.solvers.ops import Part, identity_positions, warp
 from SAMRegistrationLib.solvers.table_sampling import TableSample, channel_table
 
 POSITIONS_PER_CHUNK = 1 << 14
-CORNERS = tuple(product((1, -1), repeat=3))
 SHORTEST_VECTOR = 1e-6
 
 Gradient = Callable[[torch.Tensor], torch.Tensor]
-
-
-@dataclass
-class FieldState:
-    """The displacement at one iteration.
-
-    Attributes:
-        u: total displacement (1, 3, z, y, x) in voxels of the field grid.
-        residual: what the optimization has added to the initial field, the same shape.
-        iteration: number from 0, for terms that look at another part of the voxels each time.
-    """
-
-    u: torch.Tensor
-    residual: torch.Tensor
-    iteration: int = 0
-    _resized: dict[tuple[int, ...], torch.Tensor] = field(default_factory=dict, repr=False)
-
-    def u_at(self, shape: Sequence[int]) -> torch.Tensor:
-        """The total displacement on a grid of `shape` over the same box, in its voxels."""
-        key = tuple(shape)
-        if key not in self._resized:
-            self._resized[key] = upsample(self.u, key)
-        return self._resized[key]
 
 
 class Term(Protocol):
@@ -99,20 +75,36 @@ class FeatureTerm:
             raise ValueError("the absolute difference is not a term of instance optimization")
         if self.measure is Measure.COSINE:
             fixed = F.normalize(fixed.float(), dim=1).to(fixed.dtype)
-        self._fixed = channel_table(fixed).view(*self.shape, -1)
+        self._fixed = channel_table(fixed)
         self._moving = channel_table(moving)
         self._moving_shape = tuple(moving.shape[2:])
-        self._positions = identity_positions(self.shape, fixed.device)
-        self._voxel_weight = None if voxel_weight is None else voxel_weight[0, 0].float()
+        self._positions = identity_positions(self.shape, fixed.device)[0].flatten(1)
+        self._voxel_weight = None if voxel_weight is None else voxel_weight.float().flatten()
+        self._looks = [self._look(iteration) for iteration in range(self.period)]
+
+    def _look(self, iteration: int) -> _Look:
+        part = lattice_slices(iteration, self.lattice)
+        rows = torch.arange(math.prod(self.shape), device=self._fixed.device).view(self.shape)[part].flatten()
+        if self._voxel_weight is None:
+            return _Look(part, rows, None, len(rows))
+        chosen = (self._voxel_weight[rows] > 0).nonzero()[:, 0]
+        return _Look(part, rows[chosen], chosen, len(rows))
 
     def __call__(self, state: FieldState) -> torch.Tensor:
-        part = lattice_slices(state.iteration, self.lattice)
-        z, y, x = part
-        displaced = self._positions[:, :, z, y, x] + state.u_at(self.shape)[:, :, z, y, x]
-        positions = displaced[0].flatten(1).t()
-        fixed = self._fixed[part].flatten(0, 2)
-        weights = None if self._voxel_weight is None else self._voxel_weight[part].flatten()
-        return _ChunkedMean.apply(positions, self, fixed, weights)
+        look = self._looks[state.iteration % self.period]
+        z, y, x = look.part
+        same = state.shape == self.shape
+        displacement = state.at([look.part])[0] if same else state.u_at(self.shape)[0, :, z, y, x]
+        displacement = displacement.flatten(1)
+        if look.chosen is not None:
+            displacement = displacement.index_select(1, look.chosen)
+        positions = (self._positions.index_select(1, look.rows) + displacement).t()
+        return _ChunkedMean.apply(positions, self, look.rows, look.count)
+
+    def fixed_at(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The fixed vectors (P, C) of voxels, and their weights (P,)."""
+        weights = None if self._voxel_weight is None else self._voxel_weight.index_select(0, rows)
+        return self._fixed.index_select(0, rows), weights
 
     def compared(self, fixed: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, Gradient]:
         """The measure (P,) at moving positions (P, 3) for fixed vectors (P, C), and its gradient.
@@ -133,32 +125,48 @@ class FeatureTerm:
         def gradient(weights: torch.Tensor) -> torch.Tensor:
             # Of -f.m / |m|; a vector too short to have a direction is divided by a constant.
             turning = (cosine / usable).masked_fill_(length < SHORTEST_VECTOR, 0.0)
-            by_moving = torch.addcmul(-fixed, moving, turning).mul_(weights / usable)
-            return sample.gradient(by_moving.to(sample.values.dtype))
+            by_moving = (moving * turning).sub_(fixed)
+            return sample.gradient(by_moving.to(sample.values.dtype)) * (weights / usable)
 
         return 1.0 - cosine[:, 0], gradient
 
 
+@dataclass(frozen=True)
+class _Look:
+    """The voxels that an iteration looks at.
+
+    Attributes:
+        part: the lattice that they belong to.
+        rows: (P,) their numbers in the volume.
+        chosen: (P,) their numbers in the lattice, None for all of it.
+        count: of the lattice's voxels, with those that have no weight.
+    """
+
+    part: Part
+    rows: torch.Tensor
+    chosen: torch.Tensor | None
+    count: int
+
+
 class _ChunkedMean(torch.autograd.Function):
-    """Mean of a term's dissimilarity over positions; the gradient is found chunk by chunk on the way.
+    """Mean of a term's dissimilarity over voxels; the gradient is found chunk by chunk on the way.
 
     Only (P, 3) numbers are kept for the backward pass instead of several (P, C) tables.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, positions: torch.Tensor, term: FeatureTerm, fixed: torch.Tensor, weights: torch.Tensor | None
+        ctx: Any, positions: torch.Tensor, term: FeatureTerm, rows: torch.Tensor, count: int
     ) -> torch.Tensor:
-        count = positions.shape[0]
         gradient = torch.empty_like(positions)
         total = positions.new_zeros(())
-        chunk = POSITIONS_PER_CHUNK if positions.device.type == "cpu" else count
-        for start in range(0, count, chunk):
+        chunk = POSITIONS_PER_CHUNK if positions.device.type == "cpu" else max(len(rows), 1)
+        for start in range(0, len(rows), chunk):
             part = slice(start, start + chunk)
-            cost, gradient_for = term.compared(fixed[part], positions[part])
-            own = None if weights is None else weights[part]
-            total += (cost if own is None else cost * own).sum() / count
-            share = cost.new_full((1, 1), 1.0 / count) if own is None else own[:, None] / count
+            fixed, weights = term.fixed_at(rows[part])
+            cost, gradient_for = term.compared(fixed, positions[part])
+            total += (cost if weights is None else cost * weights).sum() / count
+            share = cost.new_full((1, 1), 1.0 / count) if weights is None else weights[:, None] / count
             gradient[part] = gradient_for(share)
         ctx.save_for_backward(gradient)
         return total
@@ -268,31 +276,6 @@ class TrustTerm:
     def __call__(self, state: FieldState) -> torch.Tensor:
         squared = state.residual.square().sum(1)
         return (squared / (squared + self.softness**2)).mean()
-
-
-@dataclass
-class FoldTerm:
-    """Mean of max(0, margin - det)^2 over the corner determinants, one corner and one lattice an iteration."""
-
-    weight: float = 1.0
-    margin: float = 0.2
-    lattice: int = 2
-
-    @property
-    def period(self) -> int:
-        return math.lcm(len(CORNERS), lattice_period(self.lattice))
-
-    def __call__(self, state: FieldState) -> torch.Tensor:
-        if min(state.u.shape[2:]) < 2:
-            return state.u.new_zeros(())
-        # Of a thin field at least two voxels along each axis must be left to take differences.
-        starts = [part.start for part in lattice_slices(state.iteration, self.lattice)]
-        z, y, x = (min(start, size - 2) for start, size in zip(starts, state.u.shape[2:], strict=True))
-        u = state.u[:, :, z:, y:, x:]
-        corner = CORNERS[state.iteration % len(CORNERS)]
-        step = tuple(min(self.lattice, size - 1) for size in (u.shape[4], u.shape[3], u.shape[2]))
-        determinant = corner_determinant(u, corner, step)
-        return (self.margin - determinant).clamp(min=0.0).square().mean()
 
 
 def diffusion(u: torch.Tensor, voxels_per_step: Sequence[float] = (1.0, 1.0, 1.0)) -> torch.Tensor:
