@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import SimpleITK as sitk
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ WORKING_SPACING_MM = 4.0
 TISSUE_HU = -500.0
 CT_AIR_LIMIT = -200.0
 """A volume of unknown modality that reaches below this many units is taken for a CT."""
+
+LEAST_PIECE = 0.05
+"""Of the largest piece's voxels; what is smaller is rather a part of the couch than of a body."""
 
 _OPENING_MM = 6.0
 _SKIN_MM = 16.0
@@ -68,8 +72,7 @@ class Regions:
         grid = stored.grid.resampled([max(spacing, own) for own in stored.grid.spacing])
         coarse = stored.resampled(grid, default=stored.background)
         body = _body(coarse)
-        x, y = (max(1, round(_SKIN_MM / own)) for own in grid.spacing[:2])
-        near = _grown(body, (x, y, 0))
+        near = _near(body, coarse)
         fill = float(stored.data.min())
         measured = stored.with_data((stored.data > fill + 0.5).float()).resampled(grid, Interpolation.NEAREST)
         known = (measured.data > 0.5) | near
@@ -108,6 +111,24 @@ def data_region(image: Image) -> Tensor:
     return _nearest_on(regions.image.with_data(regions.known.float()), image)
 
 
+def surroundings(image: Image) -> Image:
+    """1 where a volume shows a body, or several pieces of one such as two legs, and in the air along the skin.
+
+    Beyond it there are air and couch, in a usual CT more than half of the volume, which say nothing.
+
+    Returns:
+        A volume of about 4 mm, on the image's device; all 1 where nothing stands out from the background.
+    """
+    coarse = Regions.of(image).image
+    bodies = _filled_slices(_large_pieces(_tissue(coarse), LEAST_PIECE))
+    return coarse.with_data(_near(bodies, coarse).float()).to(image.data.device)
+
+
+def _near(body: Tensor, coarse: Image) -> Tensor:
+    x, y = (max(1, round(_SKIN_MM / own)) for own in coarse.grid.spacing[:2])
+    return _grown(body, (x, y, 0))
+
+
 def _nearest_on(mask: Image, image: Image) -> Tensor:
     inside = mask.resampled(image.grid, Interpolation.NEAREST, default=0).data > 0.5
     return inside.to(image.data.device)
@@ -115,6 +136,12 @@ def _nearest_on(mask: Image, image: Image) -> Tensor:
 
 def _body(coarse: Image) -> Tensor:
     """The body of a coarse volume as (z, y, x) bool."""
+    tissue = _tissue(coarse)
+    return tissue if bool(tissue.all()) else _filled_slices(_large_pieces(tissue, 1.0))
+
+
+def _tissue(coarse: Image) -> Tensor:
+    """What is dense and not thin in a coarse volume, (z, y, x) bool; all of it where nothing stands out."""
     values = coarse.data
     dense = values > (TISSUE_HU if looks_like_ct(coarse) else _otsu(values))
     if not bool(dense.any()) or bool(dense.all()):
@@ -122,7 +149,7 @@ def _body(coarse: Image) -> Tensor:
     radius = [max(1, round(_OPENING_MM / own)) for own in coarse.grid.spacing]
     opened = ~_grown(~dense, radius)
     opened = _grown(opened, radius)
-    return _filled_slices(_largest_piece(opened) if bool(opened.any()) else dense)
+    return opened if bool(opened.any()) else dense
 
 
 def _otsu(values: Tensor) -> float:
@@ -142,9 +169,11 @@ def _grown(mask: Tensor, radius: Sequence[int]) -> Tensor:
     return reached[0, 0] > 0.5
 
 
-def _largest_piece(mask: Tensor) -> Tensor:
-    pieces = sitk.RelabelComponent(sitk.ConnectedComponent(_to_sitk(mask)))
-    return torch.from_numpy(sitk.GetArrayFromImage(pieces == 1)).to(mask.device) > 0
+def _large_pieces(mask: Tensor, share: float) -> Tensor:
+    """The connected pieces of a mask that have at least a share of the largest one's voxels."""
+    pieces = sitk.GetArrayFromImage(sitk.RelabelComponent(sitk.ConnectedComponent(_to_sitk(mask))))
+    sizes = np.bincount(pieces.ravel())[1:]
+    return torch.from_numpy((pieces > 0) & (pieces <= int((sizes >= share * sizes[0]).sum()))).to(mask.device)
 
 
 def _filled_slices(mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from SAMRegistrationLib.body import body_mask, data_region, looks_like_ct
+from SAMRegistrationLib.body import body_mask, data_region, looks_like_ct, surroundings
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
 
@@ -87,3 +87,15 @@ def test_a_volume_of_unknown_modality_is_judged_by_its_range(
 ) -> None:
     data = torch.linspace(lowest, 500, 64).view(4, 4, 4)
     assert looks_like_ct(Image(data, Grid((4, 4, 4)), modality=modality)) is expected
+
+
+def test_two_legs_have_surroundings_though_only_one_of_them_is_the_body() -> None:
+    y, x = np.meshgrid(np.arange(40), np.arange(60), indexing="ij")
+    left, right = np.hypot(x - 14, y - 16) < 8, np.hypot(x - 44, y - 16) < 7
+    plane = np.where(left | right, 40.0, -1000.0)
+    plane[36, 5:55] = 200.0
+    data = torch.from_numpy(np.broadcast_to(plane, (12, 40, 60)).copy()).float()
+    found = surroundings(Image(data, Grid((60, 40, 12), (4.0, 4.0, 4.0)), "int16", "CT")).data > 0.5
+    legs = torch.from_numpy(left | right)
+    assert bool(found[:, legs].all())
+    assert not bool(found[:, 36].any()) and not bool(found[:, 16, 29].any())

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..body import Regions
+from ..body import surroundings
 from ..features.base import FeatureExtractor, FeatureMap, Features
 from ..features.mind import MindExtractor
 from ..field import DisplacementField
 from ..grid import Grid
 from ..image import Image
-from ..sampling import Interpolation, Outside, sample, voxel_mesh
+from ..sampling import Interpolation, Outside, sample, sample_mapped, slabs, voxel_mesh
 from ..solvers.convexadam import average_blocks
 from ..solvers.ops import upsample
 from ..transforms import AffineTransform, CompositeTransform, Transform
@@ -137,23 +137,39 @@ class Problem:
 
     def warped(self, displacement: Tensor | None = None) -> WarpedVolume:
         """The moving volume on the working grid, under `displacement` (the current one by default)."""
-        u = self.displacement if displacement is None else displacement
-        world = voxel_mesh(self.grid.shape, self.grid.voxel_to_world, self.device)
-        if u is not None:
-            world += DisplacementField.from_voxels(upsample(u, self.grid.shape), self.grid).data[0]
-        voxel = AffineTransform(self.moving.grid.world_to_voxel).map_world(self.initial.map_world(world))
-        values = sample(self.moving.tensor(), voxel, fill=self.moving.background)
-        return WarpedVolume(values, self._moving_valid_at(voxel))
+        return self._under(self.displacement if displacement is None else displacement)
+
+    def _under(self, u: Tensor | None) -> WarpedVolume:
+        field = (
+            None if u is None else DisplacementField.from_voxels(upsample(u, self.grid.shape), self.grid).data[0]
+        )
+        to_voxels = AffineTransform(self.moving.grid.world_to_voxel)
+
+        def positions(slab: slice) -> Tensor:
+            world = voxel_mesh(self.grid.shape, self.grid.voxel_to_world, self.device, slab)
+            if field is not None:
+                world += field[:, slab]
+            return to_voxels.map_world(self.initial.map_world(world))
+
+        source, shape = self.moving.tensor(), self.grid.shape
+        values = sample_mapped(source, shape, positions, fill=self.moving.background)
+        return WarpedVolume(values, self._valid_at(positions))
+
+    def _valid_at(self, positions: Callable[[slice], Tensor]) -> Tensor:
+        """Where the moving volume and its mask have data, at positions in its voxels."""
+        mask = self.moving_mask
+        if mask is not None:
+            return sample_mapped(mask[None, None].float(), self.grid.shape, positions, Interpolation.NEAREST) > 0.5
+        size = torch.tensor(self.moving.grid.size, device=self.device).view(3, 1, 1, 1)
+        valid = torch.empty(1, 1, *self.grid.shape, dtype=torch.bool, device=self.device)
+        for slab in slabs(self.grid.shape, self.device):
+            voxel = positions(slab)
+            valid[0, 0, slab] = ((voxel >= -0.5) & (voxel < size - 0.5)).all(dim=0)
+        return valid
 
     def volumes(self) -> tuple[Tensor, Tensor]:
         """Fixed and moving volume (1, 1, z, y, x) on the working grid, the moving one under the initial map."""
         return self.fixed.tensor(), self._aligned().values
-
-    def _moving_valid_at(self, voxel: Tensor) -> Tensor:
-        mask = self.moving_mask
-        if mask is None:
-            mask = torch.ones(1, 1, 1, device=self.device).expand(self.moving.grid.shape)
-        return sample(mask[None, None].float(), voxel, Interpolation.NEAREST) > 0.5
 
     def masks(self) -> tuple[Tensor | None, Tensor | None]:
         """Where both volumes have data on the working grid, the moving one under the initial map.
@@ -191,8 +207,7 @@ class Problem:
 
     def _aligned(self) -> WarpedVolume:
         """The moving volume under the initial map alone."""
-        nothing = torch.zeros((1, 3, *(n // 2 for n in self.grid.shape)), device=self.device)
-        return cast(WarpedVolume, self._under_initial("aligned", lambda: self.warped(nothing)))
+        return cast(WarpedVolume, self._under_initial("aligned", lambda: self._under(None)))
 
     def _under_initial(self, key: str, compute: Callable[[], Any]) -> Any:
         """What was computed under the present initial map, or compute it."""
@@ -221,9 +236,8 @@ class Problem:
 
 
 def _near(image: Image, world: Tensor) -> Tensor:
-    """1 at world positions (3, z, y, x) in the body of a volume or in the air along its skin: (1, 1, z, y, x)."""
-    regions = Regions.of(image)
-    near = regions.image.with_data(regions.near.float()).to(world.device)
+    """1 at world positions (3, z, y, x) in a body or in the air along its skin: (1, 1, z, y, x)."""
+    near = surroundings(image)
     voxel = AffineTransform(near.grid.world_to_voxel).map_world(world)
     return sample(near.tensor(), voxel, Interpolation.NEAREST)
 
