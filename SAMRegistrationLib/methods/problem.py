@@ -267,10 +267,20 @@ def joined_features(problem: Problem, mind_share: float, block: int = 1) -> tupl
 
 def _joined_blocks(own: Features, mind: Features | None, mind_share: float, block: int) -> Tensor:
     shape = tuple(own.fine.data.shape[2:])
-    vectors = average_blocks(own.joined().data, block)
+    vectors = own.joined().data if block == 1 else _joined_means(own, block)
     if mind is None:
         return vectors
     return _weighted_pair(vectors, average_blocks(at_shape(mind.fine.data, shape), block), mind_share)
+
+
+def _joined_means(own: Features, block: int) -> Tensor:
+    """Block means of the joined vectors, the coarse ones interpolated where the blocks lie."""
+    fine = average_blocks(own.fine.data, block)
+    if own.coarse is None:
+        return fine
+    # Their vectors differ little within a block: the long joined ones need not exist at full resolution.
+    coarse = functional.interpolate(own.coarse.data, tuple(fine.shape[2:]), mode="trilinear", align_corners=False)
+    return torch.cat((fine, functional.normalize(coarse, dim=1).to(fine.dtype)), dim=1) * 0.5**0.5
 
 
 def with_mind(problem: Problem, own: Tensor, volume: Tensor, mind_share: float) -> Tensor:

@@ -50,8 +50,10 @@ def solve_level(
     """
     shifts = displacements(radius, cost.device)
     u = zero_field(cost.shape[2:], cost.device)
+    rows = _voxel_rows(cost)
     for coupling in (TIE_BREAK, *couplings):
-        u = smooth(shift_field(shifts, cheapest_shift(cost, shifts, u, coupling)), passes)
+        cheapest = _cheapest(rows, shifts, u, coupling).view(cost.shape[2:])
+        u = smooth(shift_field(shifts, cheapest), passes)
     return u
 
 
@@ -75,18 +77,33 @@ def cheapest_shift(
     Returns:
         (z, y, x) int64.
     """
-    flat = cost[0].flatten(1)
-    field = None if u is None else u[0].flatten(1)
-    # Voxel by voxel: a CPU finds the smallest of neighbors in memory several times faster.
-    chunk = VOXELS_PER_CHUNK.get(cost.device.type, VOXELS_PER_CHUNK["cuda"])
-    best = torch.empty(flat.shape[1], dtype=torch.long, device=cost.device)
-    for start in range(0, flat.shape[1], chunk):
-        part = flat[:, start : start + chunk].t().float()
-        if field is not None and shifts is not None:
-            part = torch.addmm(part, field[:, start : start + chunk].t(), shifts.t(), alpha=-2.0 * coupling)
-            part += coupling * shifts.square().sum(1)
+    return _cheapest(_voxel_rows(cost), shifts, u, coupling).view(cost.shape[2:])
+
+
+def _voxel_rows(cost: torch.Tensor) -> torch.Tensor:
+    """The costs (voxels, K) of every voxel's shifts."""
+    # A CPU finds the smallest of neighbors in memory several times faster.
+    rows = cost[0].flatten(1).t()
+    return rows.float().contiguous() if cost.device.type == "cpu" else rows
+
+
+def _cheapest(
+    rows: torch.Tensor, shifts: torch.Tensor | None, u: torch.Tensor | None, coupling: float
+) -> torch.Tensor:
+    """`cheapest_shift` of voxel rows, (voxels,)."""
+    chunk = VOXELS_PER_CHUNK.get(rows.device.type, VOXELS_PER_CHUNK["cuda"])
+    best = torch.empty(len(rows), dtype=torch.long, device=rows.device)
+    if u is not None and shifts is not None:
+        # One more row for the part that does not depend on u.
+        of_shift = coupling * torch.cat((-2.0 * shifts.t(), shifts.square().sum(1)[None]))
+        field = u[0].flatten(1).t()
+        of_voxel = torch.cat((field, torch.ones_like(field[:, :1])), dim=1)
+    for start in range(0, len(rows), chunk):
+        part = rows[start : start + chunk].float()
+        if u is not None and shifts is not None:
+            part = torch.addmm(part, of_voxel[start : start + chunk], of_shift)
         best[start : start + chunk] = part.contiguous().min(dim=1).indices
-    return best.view(cost.shape[2:])
+    return best
 
 
 def shift_field(shifts: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 SPATIAL_AXES = (-3, -2, -1)
 SMALL_ON_DEVICE = 2**23
+VALUES_IN_CACHE = 2**17
 
 
 def smooth(volume: torch.Tensor, passes: int = 1) -> torch.Tensor:
@@ -48,6 +49,16 @@ def _mean_of_three(volume: torch.Tensor, passes: int) -> torch.Tensor:
         for _ in range(passes):
             volume = F.avg_pool3d(F.pad(volume, [1] * 6, mode="replicate"), 3, stride=1)
         return volume
+    volumes = volume.reshape(-1, *volume.shape[2:])
+    if volume.device.type == "cpu" and volume.numel() > VALUES_IN_CACHE and len(volumes) > 1:
+        # Volume by volume they stay in the processor's cache while all passes are made.
+        at_once = max(1, VALUES_IN_CACHE // volumes[0].numel())
+        means = [_mean_of_three_at_once(part, passes) for part in volumes.split(at_once)]
+        return torch.cat(means).view(volume.shape)
+    return _mean_of_three_at_once(volume, passes)
+
+
+def _mean_of_three_at_once(volume: torch.Tensor, passes: int) -> torch.Tensor:
     source = volume.contiguous()
     target = torch.empty_like(source)
     fresh = True
