@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..grid import FloatArray, Grid
 from ..matching import FeatureIndex
 from ..models.quiz import QuizModel
-from ..networks.quiz import JointMap
+from ..networks.quiz import Expectation, JointMap
 from ..transforms import AffineTransform
 from .point_matching import EmbeddedVolume, MatchedPoints, PointMatcher
 from .quiz_inputs import QuizVolume, cube_embedding, cube_image, shared_cubes
@@ -31,8 +31,13 @@ TOLERANCE_MM = 25.0
 """Distance at which an answer begins to count as wrong in a fit."""
 
 _QUERIES_AT_ONCE = 1024
-_SHOWN_ROUNDS = 3
 _WELL_INSIDE_MM = 20.0
+_WIDTHS_MM = (40.0, 25.0, 20.0, 20.0, 20.0)
+"""How near to where the map so far puts them points all over the bodies are then expected."""
+
+_POINT_WIDTH_MM = 40.0
+"""Single points move apart from the map of the whole body."""
+
 _AGREEMENT_MM = 20.0
 """Distance from the map of the whole body at which an answer's support is a quarter."""
 
@@ -93,19 +98,31 @@ class Quizzer:
         with torch.no_grad():
             self._joint: JointMap = self._network.encode(images[0], images[1], embeddings)
 
-    def ask(self, points_world: ArrayLike) -> QuizAnswers:
-        """Where points (n, 3) of the reference (LPS mm) lie in the searched volume."""
+    def ask(
+        self, points_world: ArrayLike, near: AffineTransform | None = None, width_mm: float = np.inf
+    ) -> QuizAnswers:
+        """Where points (n, 3) of the reference (LPS mm) lie in the searched volume.
+
+        Args:
+            points_world: the points.
+            near: where they are expected, if there is a map that says so.
+            width_mm: standard deviation of what is expected. Only a network that points (`Quiz`) heeds it.
+        """
         points = np.asarray(points_world, dtype=np.float64).reshape(-1, 3)
-        reference, search = self._cubes
-        queries = torch.from_numpy(reference.to_cube(points)).float().to(self._device)
-        places, sigmas = [queries[:0]], [queries[:0, 0]]
+        search = self._cubes[1]
+        expected = points if near is None else search.to_cube(near.transform_points(points))
+        queries, places = (
+            torch.from_numpy(each).float().to(self._device) for each in (self._cubes[0].to_cube(points), expected)
+        )
+        matched, sigmas = [queries[:0]], [queries[:0, 0]]
         with torch.no_grad():
-            for part in queries.split(_QUERIES_AT_ONCE):
-                answers = self._network.ask(self._joint, part[None])
-                places.append(part + answers.displacement[0])
+            for part, place in zip(queries.split(_QUERIES_AT_ONCE), places.split(_QUERIES_AT_ONCE), strict=True):
+                expectation = None if near is None else Expectation(place[None], width_mm / (search.side / 2))
+                answers = self._network.ask(self._joint, part[None], expectation)
+                matched.append(part + answers.displacement[0])
                 sigmas.append((answers.log_variance[0] / 2).exp())
-        matched = search.to_world(torch.cat(places).double().cpu().numpy())
-        return QuizAnswers(points, matched, torch.cat(sigmas).double().cpu().numpy() * search.side / 2)
+        found = search.to_world(torch.cat(matched).double().cpu().numpy())
+        return QuizAnswers(points, found, torch.cat(sigmas).double().cpu().numpy() * search.side / 2)
 
 
 def mean_translation(answers: QuizAnswers) -> AffineTransform:
@@ -113,37 +130,33 @@ def mean_translation(answers: QuizAnswers) -> AffineTransform:
     return AffineTransform.translation((answers.matched - answers.points).mean(axis=0))
 
 
-def shown_translation(
-    points: FloatArray, answers: QuizAnswers, fit: Fit, grids: tuple[Grid, Grid], seed: int = 0
-) -> AffineTransform:
-    """As `mean_translation`, of the points that the searched volume shows, by the map that answers agree on.
+def shown_translation(points: FloatArray, transform: AffineTransform, shows: Grid) -> AffineTransform:
+    """As `mean_translation`, by a map, of those points (n, 3) that the searched volume shows under it.
 
-    The paper's landmarks were chosen in both volumes. Points all over a body also get an answer within the volume
-    where that does not show them, which draws the map; so it is fitted again to those that it puts well inside,
-    whichever end they were asked from.
-
-    Args:
-        points: (n, 3) all over the body, LPS mm.
-        answers: what the map is fitted to.
-        fit: of all answers.
-        grids: of the volume that the points belong to, and of the searched one.
-        seed: of the robust fits.
+    The paper's landmarks were chosen in both volumes, while a cropped one does not show points all over a body.
     """
-    transform = fit.transform
-    for _ in range(_SHOWN_ROUNDS):
-        depth = np.minimum(
-            depth_inside(grids[0], transform.inverse().transform_points(answers.matched)),
-            depth_inside(grids[1], transform.transform_points(answers.points)),
-        )
-        well_inside = np.clip(depth / _WELL_INSIDE_MM, 0.0, 1.0)
-        try:
-            transform = fit_answers(answers, seed=seed, trust=well_inside).transform
-        except InputError:
-            break
     places = transform.transform_points(points)
-    shown = grids[1].contains(places)
+    shown = shows.contains(places)
     kept = shown if shown.any() else ~shown
     return AffineTransform.translation((places - points)[kept].mean(axis=0))
+
+
+def shown_trust(answers: QuizAnswers, transform: AffineTransform, grids: tuple[Grid, Grid]) -> FloatArray:
+    """How far answers may be trusted (n,) that say where places lie which the other volume may not show.
+
+    Points all over a body get an answer within the other volume even where that does not show them, which draws
+    the map. So only those count that a map puts well inside, whichever end they were asked from.
+
+    Args:
+        answers: from either end.
+        transform: what is known of the map.
+        grids: of the volume of the points, and of the searched one.
+    """
+    depth = np.minimum(
+        depth_inside(grids[0], transform.inverse().transform_points(answers.matched)),
+        depth_inside(grids[1], transform.transform_points(answers.points)),
+    )
+    return np.asarray(np.clip(depth / _WELL_INSIDE_MM, 0.0, 1.0))
 
 
 def depth_inside(grid: Grid, points_world: FloatArray) -> FloatArray:
@@ -209,26 +222,36 @@ class QuizPointMatcher(PointMatcher):
         return self.forward.ask(body_grid(self.fixed.body, most=MOST_QUERIES))
 
     @cached_property
-    def body_answers(self) -> QuizAnswers:
-        """Of points all over either body, each asked for in the other: their errors have little in common."""
-        returned = self.backward.ask(body_grid(self.moving.body, most=MOST_QUERIES))
-        return self.fixed_answers.joined(returned.turned())
-
-    @cached_property
     def translation(self) -> AffineTransform:
         """The mean displacement of the points of the body that the moving volume shows, as far as can be told."""
         if self.body_fit is None:
             return mean_translation(self.fixed_answers)
-        grids = self.fixed.image.grid, self.moving.image.grid
-        return shown_translation(self.fixed_answers.points, self.body_answers, self.body_fit, grids, self.seed)
+        return shown_translation(self.fixed_answers.points, self.body_fit.transform, self.moving.image.grid)
 
     @cached_property
     def body_fit(self) -> Fit | None:
-        """The affine map (or what is supported of one) that the answers agree on; None where too few do."""
+        """The affine map (or what is supported of one) that the answers agree on; None where too few do.
+
+        Asked are points all over either body in the other volume: the errors of both ways have little in common.
+        With the map that the answers agree on they are asked again, nearer and nearer to where it puts them.
+        """
+        asked = [body_grid(volume.body, most=MOST_QUERIES) for volume in (self.fixed, self.moving)]
+        returned = self.backward.ask(asked[1])
+        grids = self.fixed.image.grid, self.moving.image.grid
+        answers = self.fixed_answers.joined(returned.turned())
         try:
-            return fit_answers(self.body_answers, seed=self.seed)
+            fit = fit_answers(answers, seed=self.seed)
         except InputError:
             return None
+        for width in _WIDTHS_MM:
+            found = self.forward.ask(asked[0], fit.transform, width)
+            returned = self.backward.ask(asked[1], fit.transform.inverse(), width)
+            answers = found.joined(returned.turned())
+            try:
+                fit = fit_answers(answers, seed=self.seed, trust=shown_trust(answers, fit.transform, grids))
+            except InputError:
+                break
+        return fit
 
     @cached_property
     def whole_body(self) -> AffineTransform:
@@ -245,13 +268,21 @@ class QuizPointMatcher(PointMatcher):
         return fixed, moving
 
     def _matched(self, points: FloatArray) -> MatchedPoints:
-        answers = self.forward.ask(points)
-        returned = self.backward.ask(answers.matched).matched
+        answers, returned = self._asked_both_ways(points)
         expected = self.whole_body.transform_points(points)
         support = agreement(np.linalg.norm(expected - answers.matched, axis=1))
         score = likeness_of_ends(self.fixed.index, self.moving.index, points, answers.matched)
         cycle = np.linalg.norm(returned - points, axis=1)
         return MatchedPoints(points, answers.matched, score, support, cycle, ("",) * len(points))
+
+    def _asked_both_ways(self, points: FloatArray) -> tuple[QuizAnswers, FloatArray]:
+        """The answers to points (n, 3), and where theirs are found again in the fixed volume."""
+        if self.body_fit is None:
+            answers = self.forward.ask(points)
+            return answers, self.backward.ask(answers.matched).matched
+        expected = self.body_fit.transform
+        answers = self.forward.ask(points, expected, _POINT_WIDTH_MM)
+        return answers, self.backward.ask(answers.matched, expected.inverse(), _POINT_WIDTH_MM).matched
 
 
 def quiz_volume(volume: EmbeddedVolume) -> QuizVolume:

@@ -44,6 +44,19 @@ class Answers:
 
 
 @dataclass(frozen=True)
+class Expectation:
+    """Where partners are thought to lie before the network is asked.
+
+    Args:
+        places: (b, n, 3) in the searched volumes.
+        width: standard deviation of what is thought, in halves of the cubes' side.
+    """
+
+    places: Tensor
+    width: float
+
+
+@dataclass(frozen=True)
 class JointMap:
     """Both volumes encoded, to be asked any number of times.
 
@@ -172,8 +185,8 @@ class Quiz(nn.Module):
         joint = Tokens.of(torch.cat(sides, dim=3), torch.cat(present, dim=3))
         return JointMap(first, joint, Tokens.of(sides[1], present[1]), embeddings)
 
-    def ask(self, joint: JointMap, queries: Tensor) -> Answers:
-        """The answers to queries (b, n, 3)."""
+    def ask(self, joint: JointMap, queries: Tensor, expectation: Expectation | None = None) -> Answers:
+        """The answers to queries (b, n, 3); what is expected of them is heeded where the network points."""
         state = self.position(queries)
         if self.content_queries:
             state = state + sample_at(joint.reference, queries)
@@ -182,7 +195,7 @@ class Quiz(nn.Module):
         state = self.normalization(state)
         start, pointing = queries, None
         if self.pointer is not None:
-            start, state, pointing = self.pointer(state, joint, queries)
+            start, state, pointing = self.pointer(state, joint, queries, expectation)
         out = self.answer(state).float()
         log_variance = out[..., 3].clamp(*_LOG_VARIANCE_LIMITS)
         return Answers(out[..., :3] + start - queries, log_variance, pointing)
@@ -247,7 +260,9 @@ class Pointer(nn.Module):
         # The learned part begins at nothing.
         nn.init.normal_(self.query.weight, std=1e-3)
 
-    def forward(self, state: Tensor, joint: JointMap, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, state: Tensor, joint: JointMap, queries: Tensor, expectation: Expectation | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The mean position (b, n, 3), the new state (b, n, C), and the attention (b, n, z, y, x)."""
         searched = joint.searched
         key = self.key(searched.values)
@@ -257,8 +272,11 @@ class Pointer(nn.Module):
             everywhere = joint.embeddings[1].flatten(2)
             there = everywhere.gather(2, searched.cells[:, None].expand(-1, everywhere.shape[1], -1))
             logits = logits + self.gain.exp() * (own @ functional.normalize(there, dim=1))
-        attention = logits.float().masked_fill(~searched.present[:, None], -1e4).softmax(dim=-1)
-        positions = cell_positions(searched.shape, attention.device)[searched.cells]
+        positions = cell_positions(searched.shape, logits.device)[searched.cells]
+        logits = logits.float()
+        if expectation is not None:
+            logits = logits - (torch.cdist(expectation.places, positions) / expectation.width).square() / 2
+        attention = logits.masked_fill(~searched.present[:, None], -1e4).softmax(dim=-1)
         # In full precision, as half precision cannot hold positions.
         with torch.autocast(attention.device.type, enabled=False):
             place = attention @ positions
