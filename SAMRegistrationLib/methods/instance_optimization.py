@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..body import looks_like_ct
 from ..errors import InputError
 from ..features.base import FeatureMap
 from ..features.mind import MindExtractor
 from ..solvers.convexadam import average_blocks
 from ..solvers.folding import remove_folds
 from ..solvers.instance_optimization import OptimizationConfig, OptimizationResult, optimize
+from ..solvers.local_contrast import LocalContrastTerm
 from ..solvers.ops import upsample, warp
 from ..solvers.terms import CorrelationTerm, FeatureTerm, SquaredDifferenceTerm, Term, TrustTerm
+from .blending import Compared, blended
 from .problem import Problem, TrainedObjective, at_shape
 
 _LOSSES_COMPARED = 8
@@ -32,7 +35,9 @@ def instance_optimization(
     feature_weight: float = 12.0,
     mind_weight: float = 0.0,
     correlation_weight: float = 0.0,
+    contrast_weight: float = 0.0,
     lattice: int = 2,
+    feature_lattice: int | None = None,
     block: int = 1,
     from_rest: bool = False,
     as_trained: bool = False,
@@ -46,11 +51,17 @@ def instance_optimization(
         feature_weight: of the cosine distance of the problem's own fine features.
         mind_weight: of the cosine distance of MIND-SSC, beside the problem's features or where they are MIND.
         correlation_weight: of the local cross-correlation of the volumes at the resolution of the features.
+        contrast_weight: of the local contrast at twice the resolution of the features (see `LocalContrastTerm`),
+            where both volumes are CT: grey values tell more exactly than features where an edge lies, but those of
+            other modalities do not mean the same.
         lattice: every so many voxels along each axis are looked at in an iteration, all of them in turn.
+        feature_lattice: the same for the problem's own features beside MIND, whose many channels say little new
+            from one voxel to the next; None for as many.
         block: features are averaged over blocks of so many voxels along each axis, which widens the range from
             which they attract; the field gets their resolution.
-        from_rest: descend also from no displacement, on blocks of twice the size first, and keep the field that
-            ends with the lower loss: a search that went astray does no harm then.
+        from_rest: descend also from no displacement, on blocks of twice the size first, and blend both fields,
+            place by place, by how well the features agree under them (see `blended`): a search that went astray
+            does no harm then. Needs a weight of features.
         as_trained: go on with what the network behind the displacement was trained on, its weights and constants,
             instead of the weights given here. Other features have their minimum elsewhere, and a descent on them
             undoes what the network has learned where displacements are small (RWCNet, chapter 4). The field
@@ -69,28 +80,45 @@ def instance_optimization(
         config = OptimizationConfig(**settings)
     except TypeError as error:
         raise InputError(f"instance_optimization has no such setting: {error}") from error
-    from_rest = from_rest and problem.displacement is not None
-    weights = Weights(feature_weight, mind_weight, correlation_weight, trust=trust)
+    from_rest = from_rest and problem.displacement is not None and max(feature_weight, mind_weight) > 0
+    weights = Weights(feature_weight, mind_weight, correlation_weight, contrast=contrast_weight, trust=trust)
     grid = None
     if as_trained and problem.trained is not None and problem.displacement is not None:
         weights = replace(Weights.trained(problem.trained), trust=trust)
         config = replace(config, diffusion=problem.trained.losses.get("diffusion", config.diffusion))
         grid = tuple(problem.displacement.shape[2:])
-    descent = _Descent(problem, config, weights, lattice, expected=3 if from_rest else 1, grid=grid)
-    results = {"found": descent(problem.displacement, block)}
-    if from_rest:
-        wide = descent(None, _FIRST_BLOCK_FROM_REST * block)
-        results["rest"] = descent(wide.u, block)
-    start, best = min(results.items(), key=lambda item: _final_loss(item[1]))
+    lattices = (lattice, feature_lattice or lattice)
+    descent = _Descent(problem, config, weights, lattices, expected=3 if from_rest else 1, grid=grid)
+    found = descent(problem.displacement, block)
+    if not from_rest:
+        _note(problem, "found", found)
+        return remove_folds(found.u)
+    wide = descent(None, _FIRST_BLOCK_FROM_REST * block)
+    rest = descent(wide.u, block)
+    u, share = descent.blended(found, rest, block)
+    mostly_found = float(share.mean()) >= 0.5
+    _note(problem, "found" if mostly_found else "rest", found if mostly_found else rest, float(share.mean()))
+    return remove_folds(u)
+
+
+def _note(problem: Problem, start: str, result: OptimizationResult, share: float = 1.0) -> None:
+    """Say in the report from where a descent started, mostly, and how it went.
+
+    Args:
+        problem: whose details are told.
+        start: "found" or "rest".
+        result: of the descent from there.
+        share: how much of the field came from what had been found.
+    """
     problem.details.setdefault("instance_optimization", []).append(
         {
             "start": start,
-            "iterations": len(best.losses),
-            "loss_before": best.losses[0],
-            "loss_after": _final_loss(best),
+            "share_of_found": share,
+            "iterations": len(result.losses),
+            "loss_before": result.losses[0],
+            "loss_after": _final_loss(result),
         }
     )
-    return remove_folds(best.u)
 
 
 @dataclass(frozen=True)
@@ -101,6 +129,7 @@ class Weights:
         features: of the cosine distance of the problem's own fine features.
         mind: of that of MIND-SSC, beside the problem's features or where they are MIND.
         correlation: of the local correlation of the intensities.
+        contrast: of their local contrast at twice the resolution.
         coarse: of the cosine distance of the problem's coarse features.
         squares: of the squared difference of the intensities.
         trust: of staying with the initial displacement.
@@ -111,6 +140,7 @@ class Weights:
     features: float = 0.0
     mind: float = 0.0
     correlation: float = 0.0
+    contrast: float = 0.0
     coarse: float = 0.0
     squares: float = 0.0
     trust: float = 0.0
@@ -141,7 +171,8 @@ def _final_loss(result: OptimizationResult) -> float:
 class _Descent:
     """Descends on one sum of terms, on blocks of any size; `expected` descents make up the whole progress.
 
-    The field lies on `grid` (z, y, x), by default on that of the finest features.
+    The field lies on `grid` (z, y, x), by default on that of the finest features. `lattices` are those of MIND and
+    grey values and of the problem's own features beside them.
     """
 
     def __init__(
@@ -149,55 +180,73 @@ class _Descent:
         problem: Problem,
         config: OptimizationConfig,
         weights: Weights,
-        lattice: int,
+        lattices: tuple[int, int],
         expected: int,
         grid: tuple[int, ...] | None = None,
     ) -> None:
         self.problem = problem
         self.config = config
         self.weights = weights
-        self.lattice = lattice
+        self.lattice, self.feature_lattice = lattices
         self.expected = expected
         self.grid = grid
         self.done = 0
-        self._features: dict[int, list[FeatureTerm]] = {}
+        self._features: dict[int, list[Compared]] = {}
         # The same for all descents, so that their losses can be compared.
         self.voxel_weight = _voxel_weight(problem)
 
     def __call__(self, found: Tensor | None, block: int) -> OptimizationResult:
-        if block not in self._features:
-            self._features[block] = list(self._feature_terms(block))
-        features = self._features[block]
+        features = [self._feature_term(compared) for compared in self._compared(block)]
         shape = self.grid or (
             features[0].shape if features else tuple(n // (2 * block) for n in self.problem.grid.shape)
         )
         nothing = torch.zeros((1, 3, *shape), device=self.problem.device)
         start = nothing if found is None else upsample(found, shape)
-        terms: list[Term] = [*features, *self._intensity_terms(shape)]
+        terms: list[Term] = [*features, *self._intensity_terms(shape), *self._contrast_terms(shape)]
         if self.weights.trust > 0 and found is not None:
             terms.append(TrustTerm(self.weights.trust))
         result = optimize(start, terms, self.config, callback=self._report)
         self.done += 1
         return result
 
-    def _feature_terms(self, block: int) -> Iterator[FeatureTerm]:
+    def blended(self, found: OptimizationResult, rest: OptimizationResult, block: int) -> tuple[Tensor, Tensor]:
+        """The field of both descents on `block`, and how much of it is the first one."""
+        shape = tuple(found.u.shape[2:])
+        return blended(found.u, rest.u, self._compared(block), at_shape(self.voxel_weight, shape))
+
+    def _compared(self, block: int) -> list[Compared]:
+        """What is compared on blocks, averaged once for all descents."""
+        if block not in self._features:
+            self._features[block] = list(self._average(block))
+        return self._features[block]
+
+    def _average(self, block: int) -> Iterator[Compared]:
         """The finest first, whose grid the field gets."""
         weights, own = self.weights, self.problem.extractor
         weight = (weights.mind or weights.features) if own.name == "mind" else weights.features
         if weight > 0:
-            yield self._feature_term([features.fine for features in self.problem.features()], weight, block)
+            lattice = self.lattice if own.name == "mind" else self.feature_lattice
+            yield _averaged([features.fine for features in self.problem.features()], weight, lattice, block)
         if weights.mind > 0 and own.name != "mind":
             mind = self.problem.features(MindExtractor(device=self.problem.device))
-            yield self._feature_term([features.fine for features in mind], weights.mind, block)
+            yield _averaged([features.fine for features in mind], weights.mind, self.lattice, block)
         coarse = [features.coarse for features in self.problem.features()] if weights.coarse > 0 else []
         maps = [features for features in coarse if features is not None]
         if maps:
-            yield self._feature_term(maps, weights.coarse, 1)
+            yield _averaged(maps, weights.coarse, self.feature_lattice, 1)
 
-    def _feature_term(self, maps: list[FeatureMap], weight: float, block: int) -> FeatureTerm:
-        fixed, moving = (average_blocks(features.data, block) for features in maps)
+    def _feature_term(self, compared: Compared) -> FeatureTerm:
+        fixed, moving = compared.fixed, compared.moving
         voxel_weight = at_shape(self.voxel_weight, tuple(fixed.shape[2:]))
-        return FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=self.lattice)
+        return FeatureTerm(fixed, moving, compared.weight, voxel_weight=voxel_weight, lattice=compared.lattice)
+
+    def _contrast_terms(self, shape: tuple[int, ...]) -> Iterator[Term]:
+        problem, weight = self.problem, self.weights.contrast
+        if weight <= 0 or not (looks_like_ct(problem.fixed) and looks_like_ct(problem.moving)):
+            return
+        fixed, moving = (at_shape(volume, tuple(2 * n for n in shape)) for volume in problem.volumes())
+        voxel_weight = at_shape(self.voxel_weight, shape)
+        yield LocalContrastTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=self.lattice)
 
     def _intensity_terms(self, shape: tuple[int, ...]) -> Iterator[Term]:
         weights = self.weights
@@ -214,6 +263,11 @@ class _Descent:
     def _report(self, iteration: int, _: float) -> None:
         share = (iteration + 1) / self.config.iterations
         self.problem.progress((self.done + share) / self.expected)
+
+
+def _averaged(maps: list[FeatureMap], weight: float, lattice: int, block: int) -> Compared:
+    fixed, moving = (average_blocks(features.data, block) for features in maps)
+    return Compared(fixed, moving, weight, lattice)
 
 
 def _voxel_weight(problem: Problem) -> Tensor:
