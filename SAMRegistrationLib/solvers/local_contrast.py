@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from SAMRegistrationLib.solvers.field_state import FieldState
-from SAMRegistrationLib.solvers.filters import box_mean
+from SAMRegistrationLib.solvers.filters import box_sum
 from SAMRegistrationLib.solvers.lattice import lattice_period, lattice_slices
 from SAMRegistrationLib.solvers.ops import Part, identity_positions
-from SAMRegistrationLib.solvers.table_sampling import channel_table, sample_table
+from SAMRegistrationLib.solvers.table_sampling import sample_table
 
 RADIUS = 2
 """Half width of the windows in voxels."""
@@ -32,18 +32,19 @@ def local_contrast(volume: torch.Tensor, radius: int = RADIUS, flat: float = FLA
     """Every voxel less the mean of the window around it, in standard deviations of that window.
 
     Args:
-        volume: (1, 1, z, y, x), any unit.
+        volume: (1, 1, z, y, x) float32, any unit.
         radius: half width of the windows in voxels.
         flat: is added to every window's variance as a square, in standard deviations of the whole volume.
 
     Returns:
-        (1, 1, z, y, x) float32; near 0 where there is no structure.
+        (1, 1, z, y, x), near 0 where there is no structure.
     """
-    values = volume.float()
-    values = (values - values.mean()) / values.std().clamp(min=1e-9)
-    mean = box_mean(values, radius)
-    variance = (box_mean(values.square(), radius) - mean.square()).clamp_(min=0.0)
-    return (values - mean).div_(variance.add_(flat**2).sqrt_())
+    values = volume - volume.mean()
+    values /= values.std().clamp(min=1e-9)
+    count = box_sum(torch.ones_like(values), radius)
+    mean = box_sum(values, radius).div_(count)
+    variance = box_sum(values.square(), radius).div_(count).addcmul_(mean, mean, value=-1.0).clamp_(min=0.0)
+    return values.sub_(mean).div_(variance.add_(flat**2).sqrt_())
 
 
 class LocalContrastTerm:
@@ -73,8 +74,8 @@ class LocalContrastTerm:
         self.period = lattice_period(lattice)
         self.shape = tuple(n // 2 for n in fixed.shape[2:])
         self._lattice = lattice
-        self._fixed = channel_table(_neighbors(local_contrast(fixed), 2))
-        self._moving = channel_table(_neighbors(local_contrast(moving), 1))
+        self._fixed = _neighbor_table(local_contrast(fixed), 2)
+        self._moving = _neighbor_table(local_contrast(moving), 1)
         self._moving_shape = tuple(moving.shape[2:])
         self._positions = identity_positions(self.shape, fixed.device)[0].flatten(1)
         self._voxel_weight = None if voxel_weight is None else voxel_weight.float().flatten()
@@ -99,11 +100,12 @@ class LocalContrastTerm:
         return cost.sum() / lattice.shape[1]
 
 
-def _neighbors(volume: torch.Tensor, step: int) -> torch.Tensor:
-    """Every step-th voxel (1, 8, z, y, x) with those next to it toward the far end."""
+def _neighbor_table(volume: torch.Tensor, step: int) -> torch.Tensor:
+    """Every step-th voxel of (1, 1, z, y, x) with those next to it toward the far end: a row (8,) for each."""
     depth, height, width = volume.shape[2:]
-    padded = F.pad(volume, [0, 1] * 3, mode="replicate")
-    return torch.cat(
-        [padded[..., z : z + depth : step, y : y + height : step, x : x + width : step] for z, y, x in _CORNERS],
-        dim=1,
-    )
+    padded = F.pad(volume, [0, 1] * 3, mode="replicate")[0, 0]
+    first = padded[:depth:step, :height:step, :width:step]
+    table = volume.new_empty((*first.shape, len(_CORNERS)))
+    for column, (z, y, x) in enumerate(_CORNERS):
+        table[..., column] = padded[z : z + depth : step, y : y + height : step, x : x + width : step]
+    return table.flatten(0, 2)
