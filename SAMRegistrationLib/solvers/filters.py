@@ -64,25 +64,22 @@ def _mean_of_three_at_once(volume: torch.Tensor, passes: int) -> torch.Tensor:
     fresh = True
     for _ in range(passes):
         for axis in SPATIAL_AXES:
-            _sum_of_three(source, target, axis)
-            target.mul_(1.0 / 3.0)
+            _mean_along(source, target, axis)
             source, target = target, (torch.empty_like(source) if fresh else source)
             fresh = False
     return source
 
 
-def _sum_of_three(source: torch.Tensor, target: torch.Tensor, axis: int) -> None:
-    size = source.shape[axis]
-    target.copy_(source)
-    if size > 1:
-        target.narrow(axis, 1, size - 1).add_(source.narrow(axis, 0, size - 1))
-        target.narrow(axis, 0, size - 1).add_(source.narrow(axis, 1, size - 1))
-    else:
-        target.add_(source)
-        target.add_(source)
+def _mean_along(source: torch.Tensor, target: torch.Tensor, axis: int) -> None:
+    size, third = source.shape[axis], 1.0 / 3.0
+    if size == 1:
+        target.copy_(source)
         return
-    target.narrow(axis, 0, 1).add_(source.narrow(axis, 0, 1))
-    target.narrow(axis, size - 1, 1).add_(source.narrow(axis, size - 1, 1))
+    torch.mul(source, third, out=target)
+    target.narrow(axis, 1, size - 1).add_(source.narrow(axis, 0, size - 1), alpha=third)
+    target.narrow(axis, 0, size - 1).add_(source.narrow(axis, 1, size - 1), alpha=third)
+    target.narrow(axis, 0, 1).add_(source.narrow(axis, 0, 1), alpha=third)
+    target.narrow(axis, size - 1, 1).add_(source.narrow(axis, size - 1, 1), alpha=third)
 
 
 def gaussian(volume: torch.Tensor, sigma: float | Sequence[float], truncate: float = 3.0) -> torch.Tensor:
