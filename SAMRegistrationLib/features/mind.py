@@ -6,6 +6,9 @@ described by how alike the patches around it are, not by their grey values.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import product
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -15,8 +18,8 @@ from ..image import Image
 from .base import FeatureMap, Features, divided
 
 CHANNELS = 12
-_SLICES_AT_ONCE = 4
-"""So few stay in a processor's cache while they are worked on."""
+_TILE = 16
+"""Voxels along z and y that are worked on at once: so few rows of any volume stay in a processor's cache."""
 # Patch centers lie on the six face neighbors (x, y, z); the twelve pairs are those that are not opposite.
 _NEIGHBORS = ((-1, 0, 0), (1, 0, 0), (0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1))
 _PAIRS = tuple(
@@ -41,20 +44,26 @@ def mind_ssc(volume: Tensor, radius: int = 1, dilation: int = 2) -> Tensor:
     volume = volume.float()
     margin = dilation + radius
     padded = functional.pad(volume, [margin] * 6, mode="replicate")
-    depth = volume.shape[2]
-    at_once = _SLICES_AT_ONCE if volume.device.type == "cpu" else depth
     distances = volume.new_empty((1, CHANNELS, *volume.shape[2:]))
-    slabs = [slice(first, min(first + at_once, depth)) for first in range(0, depth, at_once)]
-    for slab in slabs:
-        part = padded[:, :, slab.start : slab.stop + 2 * margin]
-        distances[:, :, slab] = _distances(part, radius, dilation)
+    tiles = list(_tiles(volume))
+    for z, y in tiles:
+        part = padded[:, :, z.start : z.stop + 2 * margin, y.start : y.stop + 2 * margin]
+        distances[:, :, z, y] = _distances(part, radius, dilation)
     variance = distances.mean(dim=1, keepdim=True)
     # Far too small or large local noise estimates would make the descriptor all ones or all zeros.
     typical = variance.mean()
     variance = torch.minimum(torch.maximum(variance, typical * 1e-3), typical * 1e3).clamp_(min=1e-12).neg_()
-    for slab in slabs:
-        distances[:, :, slab] = (distances[:, :, slab] / variance[:, :, slab]).exp_()
+    for z, y in tiles:
+        distances[:, :, z, y] = (distances[:, :, z, y] / variance[:, :, z, y]).exp_()
     return distances
+
+
+def _tiles(volume: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Ranges of z and y that cover a volume (1, 1, z, y, x): all of it where there is no cache to think of."""
+    depth, height = volume.shape[2:4]
+    side = _TILE if volume.device.type == "cpu" else max(depth, height)
+    for z, y in product(range(0, depth, side), range(0, height, side)):
+        yield slice(z, min(z + side, depth)), slice(y, min(y + side, height))
 
 
 def _distances(padded: Tensor, radius: int, dilation: int) -> Tensor:
