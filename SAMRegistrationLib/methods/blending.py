@@ -1,7 +1,9 @@
-"""Two displacements of one pair made into one: each where the features agree better under it.
+"""Two displacements of one pair made into one.
 
 The loss of a whole field says little about a place in it. Two fields often differ by a hundredth in their loss, of
-which most is smoothness, while each is right about organs that the other has missed.
+which most is smoothness, while each is right about organs that the other has missed. Where both lie near each
+other the features decide, place by place. Where they lie far apart, one of them mistakes an organ for another, and
+nothing between them is right: there the field with the lower loss is kept.
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ _AROUND = 6
 _CLEAR = 0.02
 """By what share costs must differ for one field to count about three times as much as the other."""
 
+_NEAR = 1.5
+"""Distance of both fields in voxels at which features decide by a third, and the loss of the whole by the rest."""
+
 _TRANSITION = 3
-"""Mean passes over the shares, so that neighbors do not follow different fields."""
+"""Mean passes over the distance and the shares, so that neighbors do not follow different fields."""
 
 
 @dataclass(frozen=True)
@@ -45,15 +50,21 @@ class Compared:
 
 @torch.no_grad()
 def blended(
-    first: Tensor, second: Tensor, features: Iterable[Compared], voxel_weight: Tensor | None
+    first: Tensor,
+    second: Tensor,
+    features: Iterable[Compared],
+    voxel_weight: Tensor | None,
+    *,
+    first_is_better: bool,
 ) -> tuple[Tensor, Tensor]:
-    """A displacement that follows, place by place, the one under which the features agree better.
+    """A displacement that follows, place by place, the one of two under which the features agree better.
 
     Args:
         first: (1, 3, z, y, x) displacement in voxels of its grid.
         second: the same shape.
         features: what agrees more or less, on the grid of the displacements.
         voxel_weight: (1, 1, z, y, x), which voxels count, None for all.
+        first_is_better: as a whole; followed where the two lie far apart.
 
     Returns:
         The displacement, and how much of it is the first one (1, 1, z, y, x), between 0 and 1.
@@ -61,7 +72,10 @@ def blended(
     features = list(features)
     costs = [smooth(_cost(u, features, voxel_weight), _AROUND) for u in (first, second)]
     typical = (0.5 * (costs[0] + costs[1])).clamp_(min=1e-9)
-    share = smooth(torch.sigmoid((costs[1] - costs[0]) / (_CLEAR * typical)), _TRANSITION)
+    better = torch.sigmoid((costs[1] - costs[0]) / (_CLEAR * typical))
+    distance = smooth((first - second).norm(dim=1, keepdim=True), _TRANSITION)
+    near = torch.exp(-((distance / _NEAR) ** 2))
+    share = smooth(near * better + (1.0 - near) * float(first_is_better), _TRANSITION)
     return share * first + (1.0 - share) * second, share
 
 

@@ -59,9 +59,8 @@ def instance_optimization(
             from one voxel to the next; None for as many.
         block: features are averaged over blocks of so many voxels along each axis, which widens the range from
             which they attract; the field gets their resolution.
-        from_rest: descend also from no displacement, on blocks of twice the size first, and blend both fields,
-            place by place, by how well the features agree under them (see `blended`): a search that went astray
-            does no harm then. Needs a weight of features.
+        from_rest: descend also from no displacement, on blocks of twice the size first, and blend both fields (see
+            `blended`): a search that went astray does no harm then. Needs a weight of features.
         as_trained: go on with what the network behind the displacement was trained on, its weights and constants,
             instead of the weights given here. Other features have their minimum elsewhere, and a descent on them
             undoes what the network has learned where displacements are small (RWCNet, chapter 4). The field
@@ -212,7 +211,13 @@ class _Descent:
     def blended(self, found: OptimizationResult, rest: OptimizationResult, block: int) -> tuple[Tensor, Tensor]:
         """The field of both descents on `block`, and how much of it is the first one."""
         shape = tuple(found.u.shape[2:])
-        return blended(found.u, rest.u, self._compared(block), at_shape(self.voxel_weight, shape))
+        return blended(
+            found.u,
+            rest.u,
+            self._compared(block),
+            at_shape(self.voxel_weight, shape),
+            first_is_better=_final_loss(found) <= _final_loss(rest),
+        )
 
     def _compared(self, block: int) -> list[Compared]:
         """What is compared on blocks, averaged once for all descents."""
