@@ -46,5 +46,5 @@ def test_far_apart_the_better_field_as_a_whole_is_followed_alone(
 ) -> None:
     truth, _, _, features = halves
     for first_is_better in (True, False):
-        _, share = blended(truth, truth + 6.0, features, None, first_is_better=first_is_better)
+        _, share = blended(truth, truth + 12.0, features, None, first_is_better=first_is_better)
         assert torch.allclose(share, torch.full_like(share, float(first_is_better)), atol=1e-3)

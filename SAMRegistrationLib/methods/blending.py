@@ -24,7 +24,7 @@ _AROUND = 6
 _CLEAR = 0.02
 """By what share costs must differ for one field to count about three times as much as the other."""
 
-_NEAR = 1.5
+_NEAR = 3.0
 """Distance of both fields in voxels at which features decide by a third, and the loss of the whole by the rest."""
 
 _TRANSITION = 3
