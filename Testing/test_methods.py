@@ -189,3 +189,13 @@ def test_near_the_bodies_is_where_either_of_them_lies_under_the_initial_map(pair
     ready.initial = AffineTransform(matrix)
     assert not torch.equal(ready.near_bodies(), near)
     assert bool((ready.near_bodies()[body == 1] == 1).all())
+
+
+def test_a_descent_looks_everywhere_unless_it_is_told_to_stay_near_the_bodies(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = tuple(n // 2 for n in problem.grid.shape)
+    monkeypatch.setattr(Problem, "near_bodies", lambda _: torch.zeros(1, 1, *half))
+    everywhere = instance_optimization(problem, block=2, iterations=10)
+    nowhere = instance_optimization(problem, block=2, iterations=10, near_bodies=True)
+    assert float(everywhere.abs().max()) > 0.1 and float(nowhere.abs().max()) < 1e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ def instance_optimization(
     feature_lattice: int | None = None,
     block: int = 1,
     from_rest: bool = False,
+    near_bodies: bool = False,
     as_trained: bool = False,
     trust: float = 0.0,
     **settings: Any,
@@ -61,6 +63,8 @@ def instance_optimization(
             which they attract; the field gets their resolution.
         from_rest: descend also from no displacement, on blocks of twice the size first, and blend both fields (see
             `blended`): a search that went astray does no harm then. Needs a weight of features.
+        near_bodies: look only near the bodies, which half of a usual CT is not. Good for a last descent; one that
+            begins far from the truth goes wrong more often without the air that holds it back.
         as_trained: go on with what the network behind the displacement was trained on, its weights and constants,
             instead of the weights given here. Other features have their minimum elsewhere, and a descent on them
             undoes what the network has learned where displacements are small (RWCNet, chapter 4). The field
@@ -87,7 +91,8 @@ def instance_optimization(
         config = replace(config, diffusion=problem.trained.losses.get("diffusion", config.diffusion))
         grid = tuple(problem.displacement.shape[2:])
     lattices = (lattice, feature_lattice or lattice)
-    descent = _Descent(problem, config, weights, lattices, expected=3 if from_rest else 1, grid=grid)
+    voxel_weight = _voxel_weight(problem, near_bodies)
+    descent = _Descent(problem, config, weights, lattices, voxel_weight, 3 if from_rest else 1, grid)
     found = descent(problem.displacement, block)
     if not from_rest:
         _note(problem, "found", found)
@@ -180,6 +185,7 @@ class _Descent:
         config: OptimizationConfig,
         weights: Weights,
         lattices: tuple[int, int],
+        voxel_weight: Tensor | None,
         expected: int,
         grid: tuple[int, ...] | None = None,
     ) -> None:
@@ -192,7 +198,7 @@ class _Descent:
         self.done = 0
         self._features: dict[int, list[Compared]] = {}
         # The same for all descents, so that their losses can be compared.
-        self.voxel_weight = _voxel_weight(problem)
+        self.voxel_weight = voxel_weight
 
     def __call__(self, found: Tensor | None, block: int) -> OptimizationResult:
         features = [self._feature_term(compared) for compared in self._compared(block)]
@@ -215,7 +221,7 @@ class _Descent:
             found.u,
             rest.u,
             self._compared(block),
-            at_shape(self.voxel_weight, shape),
+            _weight_at(self.voxel_weight, shape),
             first_is_better=_final_loss(found) <= _final_loss(rest),
         )
 
@@ -242,7 +248,7 @@ class _Descent:
 
     def _feature_term(self, compared: Compared) -> FeatureTerm:
         fixed, moving = compared.fixed, compared.moving
-        voxel_weight = at_shape(self.voxel_weight, tuple(fixed.shape[2:]))
+        voxel_weight = _weight_at(self.voxel_weight, tuple(fixed.shape[2:]))
         return FeatureTerm(fixed, moving, compared.weight, voxel_weight=voxel_weight, lattice=compared.lattice)
 
     def _contrast_terms(self, shape: tuple[int, ...]) -> Iterator[Term]:
@@ -250,7 +256,7 @@ class _Descent:
         if weight <= 0 or not (looks_like_ct(problem.fixed) and looks_like_ct(problem.moving)):
             return
         fixed, moving = (at_shape(volume, tuple(2 * n for n in shape)) for volume in problem.volumes())
-        voxel_weight = at_shape(self.voxel_weight, shape)
+        voxel_weight = _weight_at(self.voxel_weight, shape)
         yield LocalContrastTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=self.lattice)
 
     def _intensity_terms(self, shape: tuple[int, ...]) -> Iterator[Term]:
@@ -275,13 +281,16 @@ def _averaged(maps: list[FeatureMap], weight: float, lattice: int, block: int) -
     return Compared(fixed, moving, weight, lattice)
 
 
-def _voxel_weight(problem: Problem) -> Tensor:
-    """1 near the bodies where both volumes have data under the displacement found so far, at half resolution."""
-    weight = problem.near_bodies()
-    shape = tuple(weight.shape[2:])
+def _voxel_weight(problem: Problem, near_bodies: bool) -> Tensor | None:
+    """1 where both volumes have data under the displacement found, at half resolution; None for everywhere."""
+    shape = tuple(max(1, n // 2) for n in problem.grid.shape)
     fixed, moving = (None if mask is None else at_shape(mask, shape) for mask in problem.masks())
     if moving is not None and problem.displacement is not None:
         moving = warp(moving, upsample(problem.displacement, shape))
-    for mask in (fixed, moving):
-        weight = weight if mask is None else weight * mask
-    return weight
+    near = problem.near_bodies() if near_bodies else None
+    weights = [weight for weight in (near, fixed, moving) if weight is not None]
+    return reduce(torch.mul, weights) if weights else None
+
+
+def _weight_at(voxel_weight: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    return None if voxel_weight is None else at_shape(voxel_weight, shape)
