@@ -15,7 +15,7 @@ BYTES_PER_WORKING_VOXEL = {
     "message_passing": 150,
     "learned": 400,
     "convex_search": 150,
-    "instance_optimization": 160,
+    "instance_optimization": 230,
     "convexadam": 130,
     "sam_coarse": 170,
     "samconvex": 260,
