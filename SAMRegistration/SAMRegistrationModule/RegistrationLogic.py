@@ -21,7 +21,7 @@ from .TransformNodes import fieldOf, gridGeometry, inverseOf, readFieldFile
 from .VolumeFiles import imageOf, readVolumeFile
 from .Worker import processTransport
 
-LARGEST_GAP_MM = 0.15
+LARGEST_GAP_MM = 0.2
 """A larger one is told to the user."""
 
 
