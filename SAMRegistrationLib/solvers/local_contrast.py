@@ -15,8 +15,7 @@ import torch.nn.functional as F
 
 from SAMRegistrationLib.solvers.field_state import FieldState
 from SAMRegistrationLib.solvers.filters import box_sum
-from SAMRegistrationLib.solvers.lattice import lattice_period, lattice_slices
-from SAMRegistrationLib.solvers.ops import Part, identity_positions
+from SAMRegistrationLib.solvers.look import Looks
 from SAMRegistrationLib.solvers.table_sampling import sample_table
 
 RADIUS = 2
@@ -71,33 +70,19 @@ class LocalContrastTerm:
         lattice: int = 2,
     ) -> None:
         self.weight = weight
-        self.period = lattice_period(lattice)
-        self.shape = tuple(n // 2 for n in fixed.shape[2:])
-        self._lattice = lattice
         self._fixed = _neighbor_table(local_contrast(fixed), 2)
         self._moving = _neighbor_table(local_contrast(moving), 1)
         self._moving_shape = tuple(moving.shape[2:])
-        self._positions = identity_positions(self.shape, fixed.device)[0].flatten(1)
-        self._voxel_weight = None if voxel_weight is None else voxel_weight.float().flatten()
-        self._looks = [self._look(lattice_slices(iteration, lattice)) for iteration in range(self.period)]
-
-    def _look(self, part: Part) -> tuple[Part, torch.Tensor, torch.Tensor]:
-        """A lattice, the numbers (P,) of those of its voxels that count, in it and in the volume."""
-        rows = torch.arange(len(self._fixed), device=self._fixed.device).view(self.shape)[part].flatten()
-        weights = torch.ones_like(rows) if self._voxel_weight is None else self._voxel_weight[rows]
-        chosen = (weights > 0).nonzero()[:, 0]
-        return part, chosen, rows[chosen]
+        self._looks = Looks([n // 2 for n in fixed.shape[2:]], lattice, voxel_weight, fixed.device)
+        self.period = self._looks.period
 
     def __call__(self, state: FieldState) -> torch.Tensor:
-        part, chosen, rows = self._looks[state.iteration % self.period]
-        lattice = state.at([part])[0].flatten(1)
-        displaced = self._positions.index_select(1, rows) + lattice.index_select(1, chosen)
-        moving = sample_table(self._moving, self._moving_shape, 2.0 * displaced.t())
-        cost = 0.5 * (moving - self._fixed.index_select(0, rows)).square().mean(1)
-        if self._voxel_weight is not None:
-            cost = cost * self._voxel_weight.index_select(0, rows)
+        look = self._looks.at(state.iteration)
+        moving = sample_table(self._moving, self._moving_shape, 2.0 * self._looks.displaced(state, look))
+        cost = 0.5 * (moving - self._fixed.index_select(0, look.rows)).square().mean(1)
+        weights = self._looks.weights(look.rows)
         # A mean over those without weight too: leaving them out must not raise the weight of the rest.
-        return cost.sum() / lattice.shape[1]
+        return (cost if weights is None else cost * weights).sum() / look.count
 
 
 def _neighbor_table(volume: torch.Tensor, step: int) -> torch.Tensor:

@@ -7,7 +7,6 @@ the remedy of region-specific optimization for small badly registered regions).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -17,9 +16,9 @@ import torch.nn.functional as F
 
 from SAMRegistrationLib.solvers.cost_volume import Measure
 from SAMRegistrationLib.solvers.field_state import FieldState
-from SAMRegistrationLib.solvers.lattice import lattice_period, lattice_slices
 from SAMRegistrationLib.solvers.lncc import lncc
-from SAMRegistrationLib.solvers.ops import Part, identity_positions, warp
+from SAMRegistrationLib.solvers.look import Looks
+from SAMRegistrationLib.solvers.ops import warp
 from SAMRegistrationLib.solvers.table_sampling import TableSample, channel_table
 
 POSITIONS_PER_CHUNK = 1 << 14
@@ -68,8 +67,6 @@ class FeatureTerm:
     ) -> None:
         self.weight = weight
         self.shape = tuple(fixed.shape[2:])
-        self.lattice = lattice
-        self.period = lattice_period(lattice)
         self.measure = Measure(measure)
         if self.measure is Measure.ABSOLUTE:
             raise ValueError("the absolute difference is not a term of instance optimization")
@@ -78,33 +75,16 @@ class FeatureTerm:
         self._fixed = channel_table(fixed)
         self._moving = channel_table(moving)
         self._moving_shape = tuple(moving.shape[2:])
-        self._positions = identity_positions(self.shape, fixed.device)[0].flatten(1)
-        self._voxel_weight = None if voxel_weight is None else voxel_weight.float().flatten()
-        self._looks = [self._look(iteration) for iteration in range(self.period)]
-
-    def _look(self, iteration: int) -> _Look:
-        part = lattice_slices(iteration, self.lattice)
-        rows = torch.arange(math.prod(self.shape), device=self._fixed.device).view(self.shape)[part].flatten()
-        if self._voxel_weight is None:
-            return _Look(part, rows, None, len(rows))
-        chosen = (self._voxel_weight[rows] > 0).nonzero()[:, 0]
-        return _Look(part, rows[chosen], chosen, len(rows))
+        self._looks = Looks(self.shape, lattice, voxel_weight, fixed.device)
+        self.period = self._looks.period
 
     def __call__(self, state: FieldState) -> torch.Tensor:
-        look = self._looks[state.iteration % self.period]
-        z, y, x = look.part
-        same = state.shape == self.shape
-        displacement = state.at([look.part])[0] if same else state.u_at(self.shape)[0, :, z, y, x]
-        displacement = displacement.flatten(1)
-        if look.chosen is not None:
-            displacement = displacement.index_select(1, look.chosen)
-        positions = (self._positions.index_select(1, look.rows) + displacement).t()
-        return _ChunkedMean.apply(positions, self, look.rows, look.count)
+        look = self._looks.at(state.iteration)
+        return _ChunkedMean.apply(self._looks.displaced(state, look), self, look.rows, look.count)
 
     def fixed_at(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The fixed vectors (P, C) of voxels, and their weights (P,)."""
-        weights = None if self._voxel_weight is None else self._voxel_weight.index_select(0, rows)
-        return self._fixed.index_select(0, rows), weights
+        return self._fixed.index_select(0, rows), self._looks.weights(rows)
 
     def compared(self, fixed: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, Gradient]:
         """The measure (P,) at moving positions (P, 3) for fixed vectors (P, C), and its gradient.
@@ -129,23 +109,6 @@ class FeatureTerm:
             return sample.gradient(by_moving.to(sample.values.dtype)) * (weights / usable)
 
         return 1.0 - cosine[:, 0], gradient
-
-
-@dataclass(frozen=True)
-class _Look:
-    """The voxels that an iteration looks at.
-
-    Attributes:
-        part: the lattice that they belong to.
-        rows: (P,) their numbers in the volume.
-        chosen: (P,) their numbers in the lattice, None for all of it.
-        count: of the lattice's voxels, with those that have no weight.
-    """
-
-    part: Part
-    rows: torch.Tensor
-    chosen: torch.Tensor | None
-    count: int
 
 
 class _ChunkedMean(torch.autograd.Function):
