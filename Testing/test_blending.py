@@ -18,7 +18,7 @@ def halves() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[Compared]]:
     left, right = case.u.clone(), case.u.clone()
     left[..., 16:] = 0.0
     right[..., :16] = 0.0
-    return case.u, left, right, [Compared(simple_features(case.fixed), simple_features(case.moving), 1.0, 2)]
+    return case.u, left, right, [Compared(simple_features(case.fixed), simple_features(case.moving), 1.0)]
 
 
 def test_each_field_is_followed_where_it_is_right(

@@ -39,13 +39,11 @@ class Compared:
         fixed: (1, C, z, y, x).
         moving: the same shape, not displaced.
         weight: of their distance.
-        lattice: every so many voxels along each axis are looked at in an iteration of a descent.
     """
 
     fixed: Tensor
     moving: Tensor
     weight: float
-    lattice: int
 
 
 @torch.no_grad()

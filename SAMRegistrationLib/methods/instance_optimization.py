@@ -196,12 +196,12 @@ class _Descent:
         self.expected = expected
         self.grid = grid
         self.done = 0
-        self._features: dict[int, list[Compared]] = {}
+        self._features: dict[int, list[tuple[Compared, FeatureTerm]]] = {}
         # The same for all descents, so that their losses can be compared.
         self.voxel_weight = voxel_weight
 
     def __call__(self, found: Tensor | None, block: int) -> OptimizationResult:
-        features = [self._feature_term(compared) for compared in self._compared(block)]
+        features = [term for _, term in self._features_on(block)]
         shape = self.grid or (
             features[0].shape if features else tuple(n // (2 * block) for n in self.problem.grid.shape)
         )
@@ -220,36 +220,39 @@ class _Descent:
         return blended(
             found.u,
             rest.u,
-            self._compared(block),
+            [compared for compared, _ in self._features_on(block)],
             _weight_at(self.voxel_weight, shape),
             first_is_better=_final_loss(found) <= _final_loss(rest),
         )
 
-    def _compared(self, block: int) -> list[Compared]:
-        """What is compared on blocks, averaged once for all descents."""
+    def _features_on(self, block: int) -> list[tuple[Compared, FeatureTerm]]:
+        """What is compared on blocks, and its term; made once for all descents."""
         if block not in self._features:
             self._features[block] = list(self._average(block))
         return self._features[block]
 
-    def _average(self, block: int) -> Iterator[Compared]:
+    def _average(self, block: int) -> Iterator[tuple[Compared, FeatureTerm]]:
         """The finest first, whose grid the field gets."""
         weights, own = self.weights, self.problem.extractor
         weight = (weights.mind or weights.features) if own.name == "mind" else weights.features
         if weight > 0:
             lattice = self.lattice if own.name == "mind" else self.feature_lattice
-            yield _averaged([features.fine for features in self.problem.features()], weight, lattice, block)
+            yield self._averaged([features.fine for features in self.problem.features()], weight, lattice, block)
         if weights.mind > 0 and own.name != "mind":
             mind = self.problem.features(MindExtractor(device=self.problem.device))
-            yield _averaged([features.fine for features in mind], weights.mind, self.lattice, block)
+            yield self._averaged([features.fine for features in mind], weights.mind, self.lattice, block)
         coarse = [features.coarse for features in self.problem.features()] if weights.coarse > 0 else []
         maps = [features for features in coarse if features is not None]
         if maps:
-            yield _averaged(maps, weights.coarse, self.feature_lattice, 1)
+            yield self._averaged(maps, weights.coarse, self.feature_lattice, 1)
 
-    def _feature_term(self, compared: Compared) -> FeatureTerm:
-        fixed, moving = compared.fixed, compared.moving
+    def _averaged(
+        self, maps: list[FeatureMap], weight: float, lattice: int, block: int
+    ) -> tuple[Compared, FeatureTerm]:
+        fixed, moving = (average_blocks(features.data, block) for features in maps)
         voxel_weight = _weight_at(self.voxel_weight, tuple(fixed.shape[2:]))
-        return FeatureTerm(fixed, moving, compared.weight, voxel_weight=voxel_weight, lattice=compared.lattice)
+        term = FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=lattice)
+        return Compared(fixed, moving, weight), term
 
     def _contrast_terms(self, shape: tuple[int, ...]) -> Iterator[Term]:
         problem, weight = self.problem, self.weights.contrast
@@ -274,11 +277,6 @@ class _Descent:
     def _report(self, iteration: int, _: float) -> None:
         share = (iteration + 1) / self.config.iterations
         self.problem.progress((self.done + share) / self.expected)
-
-
-def _averaged(maps: list[FeatureMap], weight: float, lattice: int, block: int) -> Compared:
-    fixed, moving = (average_blocks(features.data, block) for features in maps)
-    return Compared(fixed, moving, weight, lattice)
 
 
 def _voxel_weight(problem: Problem, near_bodies: bool) -> Tensor | None:
