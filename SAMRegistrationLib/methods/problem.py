@@ -16,7 +16,7 @@ from ..features.mind import MindExtractor
 from ..field import DisplacementField
 from ..grid import Grid
 from ..image import Image
-from ..sampling import Interpolation, Outside, sample, sample_mapped, slabs, voxel_mesh
+from ..sampling import Interpolation, Outside, sample, slabs, voxel_mesh
 from ..solvers.convexadam import average_blocks
 from ..solvers.ops import upsample
 from ..transforms import AffineTransform, CompositeTransform, Transform
@@ -144,28 +144,25 @@ class Problem:
             None if u is None else DisplacementField.from_voxels(upsample(u, self.grid.shape), self.grid).data[0]
         )
         to_voxels = AffineTransform(self.moving.grid.world_to_voxel)
-
-        def positions(slab: slice) -> Tensor:
-            world = voxel_mesh(self.grid.shape, self.grid.voxel_to_world, self.device, slab)
+        source, shape = self.moving.tensor(), self.grid.shape
+        values = source.new_empty(1, 1, *shape)
+        valid = torch.empty(1, 1, *shape, dtype=torch.bool, device=self.device)
+        for slab in slabs(shape, self.device):
+            world = voxel_mesh(shape, self.grid.voxel_to_world, self.device, slab)
             if field is not None:
                 world += field[:, slab]
-            return to_voxels.map_world(self.initial.map_world(world))
+            voxel = to_voxels.map_world(self.initial.map_world(world))
+            values[:, :, slab] = sample(source, voxel, fill=self.moving.background)
+            valid[:, :, slab] = self._valid_at(voxel)
+        return WarpedVolume(values, valid)
 
-        source, shape = self.moving.tensor(), self.grid.shape
-        values = sample_mapped(source, shape, positions, fill=self.moving.background)
-        return WarpedVolume(values, self._valid_at(positions))
-
-    def _valid_at(self, positions: Callable[[slice], Tensor]) -> Tensor:
-        """Where the moving volume and its mask have data, at positions in its voxels."""
+    def _valid_at(self, voxel: Tensor) -> Tensor:
+        """Where the moving volume and its mask have data, at positions (3, z, y, x) in its voxels."""
         mask = self.moving_mask
         if mask is not None:
-            return sample_mapped(mask[None, None].float(), self.grid.shape, positions, Interpolation.NEAREST) > 0.5
+            return sample(mask[None, None].float(), voxel, Interpolation.NEAREST) > 0.5
         size = torch.tensor(self.moving.grid.size, device=self.device).view(3, 1, 1, 1)
-        valid = torch.empty(1, 1, *self.grid.shape, dtype=torch.bool, device=self.device)
-        for slab in slabs(self.grid.shape, self.device):
-            voxel = positions(slab)
-            valid[0, 0, slab] = ((voxel >= -0.5) & (voxel < size - 0.5)).all(dim=0)
-        return valid
+        return ((voxel >= -0.5) & (voxel < size - 0.5)).all(dim=0)[None, None]
 
     def volumes(self) -> tuple[Tensor, Tensor]:
         """Fixed and moving volume (1, 1, z, y, x) on the working grid, the moving one under the initial map."""
