@@ -219,14 +219,14 @@ class QuizPointMatcher(PointMatcher):
     @cached_property
     def fixed_answers(self) -> QuizAnswers:
         """Of points all over the fixed body."""
-        return self.forward.ask(body_grid(self.fixed.body, most=MOST_QUERIES))
+        return self.forward.ask(self._body_points[0])
 
     @cached_property
     def translation(self) -> AffineTransform:
         """The mean displacement of the points of the body that the moving volume shows, as far as can be told."""
         if self.body_fit is None:
             return mean_translation(self.fixed_answers)
-        return shown_translation(self.fixed_answers.points, self.body_fit.transform, self.moving.image.grid)
+        return shown_translation(self._body_points[0], self.body_fit.transform, self.moving.image.grid)
 
     @cached_property
     def body_fit(self) -> Fit | None:
@@ -235,20 +235,14 @@ class QuizPointMatcher(PointMatcher):
         Asked are points all over either body in the other volume: the errors of both ways have little in common.
         With the map that the answers agree on they are asked again, nearer and nearer to where it puts them.
         """
-        asked = [body_grid(volume.body, most=MOST_QUERIES) for volume in (self.fixed, self.moving)]
-        returned = self.backward.ask(asked[1])
         grids = self.fixed.image.grid, self.moving.image.grid
-        answers = self.fixed_answers.joined(returned.turned())
-        try:
-            fit = fit_answers(answers, seed=self.seed)
-        except InputError:
-            return None
-        for width in _WIDTHS_MM:
-            found = self.forward.ask(asked[0], fit.transform, width)
-            returned = self.backward.ask(asked[1], fit.transform.inverse(), width)
-            answers = found.joined(returned.turned())
+        fit: Fit | None = None
+        for width in (np.inf, *_WIDTHS_MM):
+            near = None if fit is None else fit.transform
+            answers = self._answers_of_bodies(near, width)
+            trust = None if near is None else shown_trust(answers, near, grids)
             try:
-                fit = fit_answers(answers, seed=self.seed, trust=shown_trust(answers, fit.transform, grids))
+                fit = fit_answers(answers, seed=self.seed, trust=trust)
             except InputError:
                 break
         return fit
@@ -268,21 +262,29 @@ class QuizPointMatcher(PointMatcher):
         return fixed, moving
 
     def _matched(self, points: FloatArray) -> MatchedPoints:
-        answers, returned = self._asked_both_ways(points)
+        near = None if self.body_fit is None else self.body_fit.transform
+        answers = self.forward.ask(points, near, _POINT_WIDTH_MM)
+        returned = self.backward.ask(answers.matched, _inverse(near), _POINT_WIDTH_MM).matched
         expected = self.whole_body.transform_points(points)
         support = agreement(np.linalg.norm(expected - answers.matched, axis=1))
         score = likeness_of_ends(self.fixed.index, self.moving.index, points, answers.matched)
         cycle = np.linalg.norm(returned - points, axis=1)
         return MatchedPoints(points, answers.matched, score, support, cycle, ("",) * len(points))
 
-    def _asked_both_ways(self, points: FloatArray) -> tuple[QuizAnswers, FloatArray]:
-        """The answers to points (n, 3), and where theirs are found again in the fixed volume."""
-        if self.body_fit is None:
-            answers = self.forward.ask(points)
-            return answers, self.backward.ask(answers.matched).matched
-        expected = self.body_fit.transform
-        answers = self.forward.ask(points, expected, _POINT_WIDTH_MM)
-        return answers, self.backward.ask(answers.matched, expected.inverse(), _POINT_WIDTH_MM).matched
+    def _answers_of_bodies(self, near: AffineTransform | None, width_mm: float) -> QuizAnswers:
+        """Of points all over either body, expected where a map puts them; see `Quizzer.ask`."""
+        found = self.forward.ask(self._body_points[0], near, width_mm)
+        returned = self.backward.ask(self._body_points[1], _inverse(near), width_mm)
+        return found.joined(returned.turned())
+
+    @cached_property
+    def _body_points(self) -> list[FloatArray]:
+        """Points (n, 3) all over the fixed and the moving body."""
+        return [body_grid(volume.body, most=MOST_QUERIES) for volume in (self.fixed, self.moving)]
+
+
+def _inverse(transform: AffineTransform | None) -> AffineTransform | None:
+    return None if transform is None else transform.inverse()
 
 
 def quiz_volume(volume: EmbeddedVolume) -> QuizVolume:
