@@ -16,6 +16,7 @@ from SAMRegistrationLib.body import Regions
 from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.matching import Matches
 from SAMRegistrationLib.methods import second_look
+from SAMRegistrationLib.methods.heights import cut, heights
 from SAMRegistrationLib.methods.second_look import MOST_STEPS, STEP_MM, look_again
 
 GRID = Grid((40, 32, 60), (5.0,) * 3, (-97.5, -77.5, -147.5))
@@ -61,31 +62,38 @@ def _found(place: AffineTransform) -> Alignment:
     return Alignment(place, "affine", 50, 0.5, "features", [], True)
 
 
+def _seen(disagreement: float) -> second_look._Seen:
+    return second_look._Seen(TRUTH, None, disagreement, 0.4)  # type: ignore[arg-type]
+
+
 def _moving() -> Image:
     return _body(Grid((44, 36, 60), (5.0,) * 3, (92.5, -77.5, -207.5)), TRUTH.inverse())
 
 
-def test_one_more_embedding_is_worth_as_much_as_the_first_map() -> None:
+def test_one_more_embedding_is_worth_twice_as_much_as_the_first_map() -> None:
     place = TRUTH.compose(AffineTransform.translation((6.0, -5.0, 8.0)))
     extractor = EmbeddingsOfTheAligned(place)
     fixed = _body(GRID, AffineTransform())
     features = _embeddings(GRID, AffineTransform())
     again = look_again(fixed, _moving(), extractor, features, _found(place))  # type: ignore[arg-type]
     points = np.random.default_rng(2).uniform((-50, -40, -100), (50, 40, 100), (100, 3))
-    halfway = (place.transform_points(points) + TRUTH.transform_points(points)) / 2
-    assert np.linalg.norm(again.transform.transform_points(points) - halfway, axis=1).mean() < 1.0
+    expected = (place.transform_points(points) + 2 * TRUTH.transform_points(points)) / 3
+    assert np.linalg.norm(again.transform.transform_points(points) - expected, axis=1).mean() < 1.0
     assert again.reliable
     assert len(extractor.heights) == 1
 
 
-@pytest.mark.parametrize("off", [(10.0, 0.0, 0.0), (60.0, 0.0, 0.0)])
-def test_the_first_map_counts_unless_it_is_far_off(off: tuple[float, float, float]) -> None:
+@pytest.mark.parametrize(
+    ("offsets", "left"),
+    [((12.0,), 4.0), ((60.0,), 0.0), ((60.0, 12.0), 4.0), ((12.0, 60.0), 4.0), ((24.0, 12.0), 4.0)],
+)
+def test_the_nearest_first_map_counts_unless_it_is_far_off(offsets: tuple[float, ...], left: float) -> None:
     points = np.random.default_rng(3).uniform(-80, 80, (100, 3))
     matches = Matches(points, TRUTH.transform_points(points), np.ones(100), np.zeros(100))
     second = FeatureAlignment(Fit(TRUTH, Model.AFFINE, np.ones(100, bool), 0.0), matches, 100, TRUTH)
-    both = second_look._between(AffineTransform.translation(off).compose(TRUTH), second)
-    expected = TRUTH.matrix[:3, 3] + (np.array(off) / 2 if off[0] < 30 else 0)
-    np.testing.assert_allclose(both.fit.transform.matrix[:3, 3], expected)
+    first = [AffineTransform.translation((off, 0.0, 0.0)).compose(TRUTH) for off in offsets]
+    both = second_look._between(first, second)
+    np.testing.assert_allclose(both.fit.transform.matrix[:3, 3], TRUTH.matrix[:3, 3] + (left, 0, 0))
     assert both.reliable
 
 
@@ -94,9 +102,9 @@ def test_between_two_rigid_maps_lies_a_rigid_one() -> None:
     turn = AffineTransform.about_center([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]], (0, 0, 0))
     matches = Matches(points, turn.transform_points(points), np.ones(100), np.zeros(100))
     second = FeatureAlignment(Fit(turn, Model.RIGID, np.ones(100, bool), 0.0), matches, 100, turn)
-    linear = second_look._between(AffineTransform(), second).fit.transform.matrix[:3, :3]
+    linear = second_look._between([AffineTransform()], second).fit.transform.matrix[:3, :3]
     np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-9)
-    assert np.arcsin(linear[1, 0]) == pytest.approx(np.arcsin(0.28) / 2, abs=1e-3)
+    assert np.arcsin(linear[1, 0]) == pytest.approx(np.arcsin(0.28) * 2 / 3, abs=2e-3)
 
 
 @pytest.mark.parametrize("model", ["translation", "affine"])
@@ -111,13 +119,13 @@ def test_where_nothing_can_be_gained_the_alignment_is_left_alone(model: str) -> 
     assert again is found
 
 
-def test_the_cut_follows_the_neighbors_agreement_to_its_best() -> None:
+def test_the_cut_follows_the_agreement_to_its_best() -> None:
     """Seven millimeters of disagreement at the start, least at two steps down."""
     asked: list[float] = []
 
     def looked(up: float) -> second_look._Seen:
         asked.append(up)
-        return second_look._Seen(None, abs(up + 2.2 * STEP_MM) / 4 + 0.4, False)  # type: ignore[arg-type]
+        return _seen(abs(up + 2.2 * STEP_MM) / 4 + 0.4)
 
     best = second_look._best_cut(looked(0.0), looked)
     assert best.disagreement == min(abs(step * STEP_MM + 2.2 * STEP_MM) / 4 + 0.4 for step in range(-3, 2))
@@ -129,7 +137,7 @@ def test_the_search_for_the_cut_ends() -> None:
 
     def looked(up: float) -> second_look._Seen:
         asked.append(up)
-        return second_look._Seen(None, 1.0 / (1.0 + up), False)  # type: ignore[arg-type]
+        return _seen(1.0 / (1.0 + up))
 
     second_look._best_cut(looked(0.0), looked)
     assert len(asked) == 1 + MOST_STEPS
@@ -137,7 +145,7 @@ def test_the_search_for_the_cut_ends() -> None:
 
 def test_a_step_that_hardly_lessens_the_disagreement_is_not_taken() -> None:
     def looked(up: float) -> second_look._Seen:
-        return second_look._Seen(None, 7.0 * (1 + 0.02 * up / STEP_MM), False)  # type: ignore[arg-type]
+        return _seen(7.0 * (1 + 0.02 * up / STEP_MM))
 
     first = looked(0.0)
     assert second_look._best_cut(first, looked) is first
@@ -145,9 +153,9 @@ def test_a_step_that_hardly_lessens_the_disagreement_is_not_taken() -> None:
 
 def test_a_volume_is_cut_to_whole_slices_and_its_body_measured() -> None:
     fixed = _body(GRID, AffineTransform())
-    lower, upper = second_look._heights(Regions.of(fixed).body_image)
+    lower, upper = heights(Regions.of(fixed).body_image)
     assert (lower, upper) == pytest.approx((-130, 130), abs=5)
-    part = second_look._cut(fixed, (-40.0, 60.0))
+    part = cut(fixed, (-40.0, 60.0))
     assert part.grid.size[2] == 20
     assert part.grid.to_world((0, 0, 0))[2] == pytest.approx(-37.5)
     np.testing.assert_array_equal(part.data, fixed.data[22:42])

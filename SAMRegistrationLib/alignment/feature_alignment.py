@@ -111,11 +111,12 @@ def _possible(matches: Matches, fit: Fit, fixed_body: Image, moving_body: Image)
     return there & back
 
 
-def core_weights(points: FloatArray) -> FloatArray:
+def core_weights(points: FloatArray, radius: float = CORE_RADIUS_MM) -> FloatArray:
     """Less for points far from the body's axis: shoulders and arms move, and matter less than what lies within.
 
     Args:
         points: (n, 3) in world mm.
+        radius: in mm, where the weight has fallen to 1/e.
 
     Returns:
         (n,) between 0 and 1: a Gaussian of the distance, in the axial plane, from the mean of the points of about
@@ -124,7 +125,7 @@ def core_weights(points: FloatArray) -> FloatArray:
     height = points[:, 2:]
     level = np.exp(-0.5 * np.square((height - height.T) / _LEVEL_MM))
     axis = level @ points[:, :2] / level.sum(axis=1, keepdims=True)
-    return np.exp(-np.square(points[:, :2] - axis).sum(axis=1) / CORE_RADIUS_MM**2)
+    return np.exp(-np.square(points[:, :2] - axis).sum(axis=1) / radius**2)
 
 
 def body_grid(body: Image, spacing: float = GRID_MM, most: int = MOST_POINTS) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Least squares stretches and shears as noise demands, which does harm wherever the map is carried beyond the
 matches. Here the linear part is drawn toward a rigid motion by as much as people differ, and matches count for no
-more than they are worth: those next to each other err alike, because the deformation between two people is smooth.
+more than they are worth: those next to each other err alike, because the deformation between two people is smooth,
+and where only a part of the body is matched, what fits there exactly holds the less elsewhere.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ _TURN = 0.5
 """In radians; patients are turned by what they are turned."""
 
 _FORBIDDEN = 1e-4
-_INDEPENDENT_SHARE = 1 / 15
-"""So many independent errors there are per match."""
-
 _FIRST_TOLERANCE_MM = 20.0
 _INLIER_MM = 1.5 * _FIRST_TOLERANCE_MM
 _RESIDUALS_TOLERATED = 4.0
@@ -44,7 +42,12 @@ _COARSE_ROUNDS, _ROUNDS = 10, 30
 
 
 def fit_with_prior(
-    fixed_points: FloatArray, moving_points: FloatArray, weights: FloatArray, model: Model, seed: int = 0
+    fixed_points: FloatArray,
+    moving_points: FloatArray,
+    weights: FloatArray,
+    model: Model,
+    seed: int = 0,
+    worth: float = 1.0,
 ) -> Fit:
     """The most probable map, given matches of which many may be wrong.
 
@@ -57,6 +60,7 @@ def fit_with_prior(
         weights: (n,) confidence of each match, positive.
         model: what is free; for "translation" use `robust_fit`.
         seed: of the choice of hypotheses.
+        worth: independent errors per match, at most 1.
 
     Returns:
         The map; its inliers are the matches within 30 mm.
@@ -77,7 +81,7 @@ def fit_with_prior(
         if iteration < _COARSE_ROUNDS:
             tolerance = max(tolerance, _FIRST_TOLERANCE_MM * (1.5 - iteration / _COARSE_ROUNDS))
         trusted = weights / np.square(1 + np.square(residuals / tolerance))
-        transform = _most_probable(fixed_points, moving_points, trusted, residuals, model)
+        transform = _most_probable(fixed_points, moving_points, trusted, residuals, model, worth)
     return fit_of(transform, model, fixed_points, moving_points)
 
 
@@ -89,7 +93,12 @@ def fit_of(transform: AffineTransform, model: Model, fixed_points: FloatArray, m
 
 
 def _most_probable(
-    fixed_points: FloatArray, moving_points: FloatArray, weights: FloatArray, residuals: FloatArray, model: Model
+    fixed_points: FloatArray,
+    moving_points: FloatArray,
+    weights: FloatArray,
+    residuals: FloatArray,
+    model: Model,
+    worth: float,
 ) -> AffineTransform:
     """Ridge regression of what the closest rigid motion leaves, in units of how much people differ."""
     rigid = fit_transform(fixed_points, moving_points, weights, Model.RIGID)
@@ -97,10 +106,10 @@ def _most_probable(
     share = weights / weights.sum()
     center, shift = share @ fixed_points, share @ left
     variance = max(float(share @ np.square(residuals)) / 3, _LEAST_VARIANCE_MM2)
-    worth = weights / weights.max() * _INDEPENDENT_SHARE / variance
+    precision = worth * weights / weights.max() / variance
     design = np.einsum("kij,nj->nik", _GENERATORS, fixed_points - center)
-    normal = np.einsum("nik,n,nil->kl", design, worth, design) + np.diag(1 / np.square(_deviations(model)))
-    amounts = np.linalg.solve(normal, np.einsum("nik,n,ni->k", design, worth, left - shift))
+    normal = np.einsum("nik,n,nil->kl", design, precision, design) + np.diag(1 / np.square(_deviations(model)))
+    amounts = np.linalg.solve(normal, np.einsum("nik,n,ni->k", design, precision, left - shift))
     linear = np.eye(3) + np.einsum("k,kij->ij", amounts, _GENERATORS)
     return rigid.compose(AffineTransform.about_center(linear, center, shift))
 

@@ -4,13 +4,13 @@ Embeddings see half of the body, so they say something else of a place where a s
 volume does not show is matched to its end. Therefore the moving volume is resampled under the first map, both are
 cut to the heights that they have in common, embedded and matched with neighbors, and the most probable map is
 fitted (see `alignment.prior_fit`). Where little is common, a first map that is wrong by two centimeters leaves
-ends that do not correspond. Neighbors agree best where they do, so what lies on each other is shifted along the
-body until then. The result is the mean of both looks.
+ends that do not correspond. Matches lead back to where they came from where they do, so what lies on each other is
+shifted along the body until then. The result is a mean of what the look began with and what it found.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -33,6 +33,7 @@ from ..matching import FeatureIndex, StructuralMatches, match_structurally
 from ..sampling import Interpolation, sample, voxel_mesh
 from ..transforms import AffineTransform
 from .aligned_matching import covering_grid
+from .heights import Heights, cut, cut_grid, heights
 from .sam_affine import aligned_volume
 
 POINTS = 300
@@ -48,19 +49,25 @@ MOSTLY_COMMON = 0.75
 LARGEST_DISTANCE_MM = 30.0
 """Between what two maps make of the matched points, for their mean to be better than either."""
 
+SECOND_WEIGHT = 2 / 3
+"""Of the second map in the mean of both; the first saw the volumes as they are stored."""
+
+CORE_MM = 57.0
+"""Radius of what counts around the body's axis: less than for the first map, which must stand on many matches."""
+
+WORTH_POWER = 4
+"""Of the share of the bodies' heights that was looked at: how much a match is worth for the map of all of them."""
+
+FARTHEST_BACK_MM = 30.0
+"""A way back that ends farther off is as wrong as one that ends here."""
+
 STEP_MM = 12.0
 MOST_STEPS = 4
 LEAST_GAIN = 0.03
-"""A step must lessen the neighbors' disagreement by such a share: less is chance."""
+"""A step must lessen the disagreement by such a share: less is chance."""
 
 _SPARE_MM = 10.0
 """A volume that goes no further than this beyond what is common is not cut."""
-
-_TAIL = 0.003
-"""Of a body's voxels that may lie beyond its ends."""
-
-Heights = tuple[float, float]
-"""Lower and upper height along the S axis of the fixed world in mm."""
 
 
 def look_again(
@@ -108,7 +115,7 @@ def look_again(
     if best is None:
         return found
     try:
-        both = _between(found.transform, best.fit)
+        both = _between([found.transform, best.place], best.fit)
         return from_matches(both, *prepared, seed)
     except InputError:
         return found
@@ -143,18 +150,25 @@ class _Seen:
     """What a look led to.
 
     Args:
+        place: the map under which it looked.
         fit: the most probable map and its matches.
-        disagreement: median distance in mm of the neighbors' matches from what their point says.
-        mostly_common: whether nearly all that either volume shows was looked at.
+        disagreement: mean distance in mm between a point and where the way back from its match ends.
+        share: of the longer body's heights that was looked at.
     """
 
+    place: AffineTransform
     fit: FeatureAlignment
     disagreement: float
-    mostly_common: bool
+    share: float
+
+    @property
+    def mostly_common(self) -> bool:
+        """Whether nearly all that either volume shows was looked at."""
+        return self.share >= MOSTLY_COMMON
 
 
 def _best_cut(first: _Seen, looked: Callable[[float], _Seen | None]) -> _Seen:
-    """The look after which neighbors agree best, shifting what lies on each other up or down step by step."""
+    """The look whose ways forth and back agree best, shifting what lies on each other up or down step by step."""
     best = first
     for direction in (1, -1):
         for step in range(1, MOST_STEPS + 1):
@@ -167,13 +181,19 @@ def _best_cut(first: _Seen, looked: Callable[[float], _Seen | None]) -> _Seen:
     return best
 
 
-def _between(first: AffineTransform, second: FeatureAlignment) -> FeatureAlignment:
-    """The mean of both maps, whose errors differ; the second alone where they are too far apart for that."""
+def _between(first: Sequence[AffineTransform], second: FeatureAlignment) -> FeatureAlignment:
+    """The mean of the second map and of the nearest of the first ones, whose errors differ.
+
+    The second alone where all of them are too far away for that.
+    """
     points, fit = second.matches.points, second.fit
-    ends = first.transform_points(points), fit.transform.transform_points(points)
-    if np.linalg.norm(ends[0] - ends[1], axis=1).mean() > LARGEST_DISTANCE_MM:
+    there = fit.transform.transform_points(points)
+    distances = [np.linalg.norm(each.transform_points(points) - there, axis=1).mean() for each in first]
+    if min(distances) > LARGEST_DISTANCE_MM:
         return second
-    mean = AffineTransform((first.matrix + fit.transform.matrix) / 2)
+    # Where a shift helped, the map without it is wrong by that much; or the shift was wrong, and the fit undid it.
+    nearest = first[int(np.argmin(distances))]
+    mean = AffineTransform((1 - SECOND_WEIGHT) * nearest.matrix + SECOND_WEIGHT * fit.transform.matrix)
     if fit.model is not Model.AFFINE:
         # The mean of two turns is no turn.
         mean = fit_transform(points, mean.transform_points(points), None, fit.model)
@@ -191,7 +211,7 @@ class _Look:
         fixed: what is searched in the fixed volume.
         aligned: what is searched in the moving volume, in the fixed world.
         common: the heights that both show.
-        mostly_common: whether that is most of what either shows.
+        share: of the longer body's heights that this is.
     """
 
     place: AffineTransform
@@ -199,7 +219,7 @@ class _Look:
     fixed: FeatureIndex
     aligned: FeatureIndex
     common: Heights
-    mostly_common: bool
+    share: float
 
     def fitted(self, model: Model, seed: int) -> _Seen | None:
         """The most probable map to moving world; None where too few matches agree on a plausible one."""
@@ -207,16 +227,18 @@ class _Look:
             found = match_structurally(self.points, self.fixed, self.aligned)
         matches = found.select(_clear_of_ends(found, self.common))
         weights = np.clip(matches.score, 1e-2, 1) * np.clip(matches.support, 1e-2, 1)
-        weights = weights * core_weights(matches.points)
+        weights = weights * core_weights(matches.points, CORE_MM)
         moved = replace(matches, matched=self.place.transform_points(matches.matched))
         try:
-            fit = fit_with_prior(moved.points, moved.matched, weights, model, seed)
+            worth = min(self.share, 1.0) ** WORTH_POWER
+            fit = fit_with_prior(moved.points, moved.matched, weights, model, seed, worth)
         except InputError:
             return None
         again = FeatureAlignment(fit, moved, len(moved), fit.transform)
         if not again.reliable or not plausible(fit.transform):
             return None
-        return _Seen(again, float(np.median(found.residual)), self.mostly_common)
+        astray = float(np.minimum(found.cycle_error, FARTHEST_BACK_MM).mean())
+        return _Seen(self.place, again, astray, self.share)
 
 
 def _look(place: AffineTransform, pair: _Pair, extractor: FeatureExtractor) -> _Look | None:
@@ -225,24 +247,24 @@ def _look(place: AffineTransform, pair: _Pair, extractor: FeatureExtractor) -> _
     body = _as_it_lies(pair.moving_body, place, grid)
     if not bool(body.data.any()) or not bool(pair.fixed_body.data.any()):
         return None
-    shown = _heights(pair.fixed_body), _heights(body)
+    shown = heights(pair.fixed_body), heights(body)
     common = max(lower for lower, _ in shown), min(upper for _, upper in shown)
     length = common[1] - common[0]
     if length < LEAST_COMMON_MM:
         return None
     if shown[0][0] < common[0] - _SPARE_MM or shown[0][1] > common[1] + _SPARE_MM:
-        index = FeatureIndex(extractor.extract(_cut(pair.fixed, common)), pair.fixed_body)
+        index = FeatureIndex(extractor.extract(cut(pair.fixed, common)), pair.fixed_body)
     else:
         index = pair.index
-    aligned = aligned_volume(pair.moving, place, _cut_grid(grid, common)[0])
+    aligned = aligned_volume(pair.moving, place, cut_grid(grid, common)[0])
     longest = max(upper - lower for lower, upper in shown)
     return _Look(
         place,
-        body_grid(_cut(pair.fixed_body, common), most=POINTS),
+        body_grid(cut(pair.fixed_body, common), most=POINTS),
         index,
         FeatureIndex(extractor.extract(aligned), body),
         common,
-        length >= MOSTLY_COMMON * longest,
+        length / longest,
     )
 
 
@@ -258,25 +280,3 @@ def _clear_of_ends(matches: StructuralMatches, common: Heights) -> NDArray[np.bo
     end = min(END_MM, LARGEST_END_SHARE * (common[1] - common[0]))
     heights = np.stack([matches.points[:, 2], matches.matched[:, 2]])
     return np.asarray(((heights > common[0] + end) & (heights < common[1] - end)).all(axis=0))
-
-
-def _heights(body: Image) -> Heights:
-    """Between which heights all but a few voxels of a body lie."""
-    slices = body.data.sum(dim=(1, 2)).double().cumsum(0).cpu().numpy()
-    first, last = np.searchsorted(slices / slices[-1], [_TAIL, 1 - _TAIL])
-    lower, upper = (body.grid.origin[2] + body.grid.spacing[2] * end for end in (first - 0.5, last + 0.5))
-    return float(lower), float(upper)
-
-
-def _cut(volume: Image, heights: Heights) -> Image:
-    """The slices of a volume, whose axes lie along L, P, S, between two heights."""
-    grid, first, last = _cut_grid(volume.grid, heights)
-    return replace(volume, data=volume.data[first:last].contiguous(), grid=grid)
-
-
-def _cut_grid(grid: Grid, heights: Heights) -> tuple[Grid, int, int]:
-    """The part of a grid between two heights, its first slice and the one after its last."""
-    levels = grid.origin[2] + grid.spacing[2] * np.arange(grid.size[2])
-    kept = np.flatnonzero((levels >= heights[0]) & (levels <= heights[1]))
-    first, last = int(kept[0]), int(kept[-1]) + 1
-    return grid.cropped((0, 0, first), (*grid.size[:2], last)), first, last
