@@ -4,13 +4,13 @@ Embeddings see half of the body, so they say something else of a place where a s
 volume does not show is matched to its end. Therefore the moving volume is resampled under the first map, both are
 cut to the heights that they have in common, embedded and matched with neighbors, and the most probable map is
 fitted (see `alignment.prior_fit`). Where little is common, a first map that is wrong by two centimeters leaves
-ends that do not correspond. Matches lead back to where they came from where they do, so what lies on each other is
-shifted along the body until then. The result is a mean of what the look began with and what it found.
+ends that do not correspond. Neighbors agree best where they do, so what lies on each other is shifted along the
+body until then. The result is a mean of both looks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..alignment import Alignment, from_matches
-from ..alignment.feature_alignment import FeatureAlignment, body_grid, core_weights
+from ..alignment.feature_alignment import CORE_RADIUS_MM, FeatureAlignment, body_grid, core_weights
 from ..alignment.prior_fit import fit_of, fit_with_prior
 from ..alignment.refinement import Model
 from ..alignment.robust_fit import fit_transform, plausible
@@ -49,25 +49,32 @@ MOSTLY_COMMON = 0.75
 LARGEST_DISTANCE_MM = 30.0
 """Between what two maps make of the matched points, for their mean to be better than either."""
 
-SECOND_WEIGHT = 2 / 3
-"""Of the second map in the mean of both; the first saw the volumes as they are stored."""
-
-CORE_MM = 57.0
-"""Radius of what counts around the body's axis: less than for the first map, which must stand on many matches."""
-
-WORTH_POWER = 4
-"""Of the share of the bodies' heights that was looked at: how much a match is worth for the map of all of them."""
-
-FARTHEST_BACK_MM = 30.0
-"""A way back that ends farther off is as wrong as one that ends here."""
-
 STEP_MM = 12.0
 MOST_STEPS = 4
 LEAST_GAIN = 0.03
-"""A step must lessen the disagreement by such a share: less is chance."""
+"""A step must lessen the neighbors' disagreement by such a share: less is chance."""
 
 _SPARE_MM = 10.0
 """A volume that goes no further than this beyond what is common is not cut."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far the second look is trusted.
+
+    Args:
+        worth: of a match for the map, see `fit_with_prior`: what fits a part exactly need not hold elsewhere.
+        core: radius in mm of what counts around the body's axis.
+        weight: of the second map in the mean of both looks.
+    """
+
+    worth: float
+    core: float
+    weight: float
+
+
+WHOLE = Trust(worth=1.0, core=57.0, weight=2 / 3)
+PART = Trust(worth=1 / 15, core=CORE_RADIUS_MM, weight=1 / 2)
 
 
 def look_again(
@@ -115,7 +122,7 @@ def look_again(
     if best is None:
         return found
     try:
-        both = _between([found.transform, best.place], best.fit)
+        both = _between(found.transform, best.fit, best.trust.weight)
         return from_matches(both, *prepared, seed)
     except InputError:
         return found
@@ -150,25 +157,23 @@ class _Seen:
     """What a look led to.
 
     Args:
-        place: the map under which it looked.
         fit: the most probable map and its matches.
-        disagreement: mean distance in mm between a point and where the way back from its match ends.
-        share: of the longer body's heights that was looked at.
+        disagreement: median distance in mm of the neighbors' matches from what their point says.
+        mostly_common: whether nearly all that either volume shows was looked at.
     """
 
-    place: AffineTransform
     fit: FeatureAlignment
     disagreement: float
-    share: float
+    mostly_common: bool
 
     @property
-    def mostly_common(self) -> bool:
-        """Whether nearly all that either volume shows was looked at."""
-        return self.share >= MOSTLY_COMMON
+    def trust(self) -> Trust:
+        """By how much of the bodies was looked at."""
+        return _trust(self.mostly_common)
 
 
 def _best_cut(first: _Seen, looked: Callable[[float], _Seen | None]) -> _Seen:
-    """The look whose ways forth and back agree best, shifting what lies on each other up or down step by step."""
+    """The look after which neighbors agree best, shifting what lies on each other up or down step by step."""
     best = first
     for direction in (1, -1):
         for step in range(1, MOST_STEPS + 1):
@@ -181,19 +186,17 @@ def _best_cut(first: _Seen, looked: Callable[[float], _Seen | None]) -> _Seen:
     return best
 
 
-def _between(first: Sequence[AffineTransform], second: FeatureAlignment) -> FeatureAlignment:
-    """The mean of the second map and of the nearest of the first ones, whose errors differ.
+def _trust(mostly_common: bool) -> Trust:
+    return WHOLE if mostly_common else PART
 
-    The second alone where all of them are too far away for that.
-    """
+
+def _between(first: AffineTransform, second: FeatureAlignment, weight: float) -> FeatureAlignment:
+    """The mean of both maps, whose errors differ; the second alone where they are too far apart for that."""
     points, fit = second.matches.points, second.fit
-    there = fit.transform.transform_points(points)
-    distances = [np.linalg.norm(each.transform_points(points) - there, axis=1).mean() for each in first]
-    if min(distances) > LARGEST_DISTANCE_MM:
+    ends = first.transform_points(points), fit.transform.transform_points(points)
+    if np.linalg.norm(ends[0] - ends[1], axis=1).mean() > LARGEST_DISTANCE_MM:
         return second
-    # Where a shift helped, the map without it is wrong by that much; or the shift was wrong, and the fit undid it.
-    nearest = first[int(np.argmin(distances))]
-    mean = AffineTransform((1 - SECOND_WEIGHT) * nearest.matrix + SECOND_WEIGHT * fit.transform.matrix)
+    mean = AffineTransform((1 - weight) * first.matrix + weight * fit.transform.matrix)
     if fit.model is not Model.AFFINE:
         # The mean of two turns is no turn.
         mean = fit_transform(points, mean.transform_points(points), None, fit.model)
@@ -211,7 +214,7 @@ class _Look:
         fixed: what is searched in the fixed volume.
         aligned: what is searched in the moving volume, in the fixed world.
         common: the heights that both show.
-        share: of the longer body's heights that this is.
+        mostly_common: whether that is most of what either shows.
     """
 
     place: AffineTransform
@@ -219,26 +222,25 @@ class _Look:
     fixed: FeatureIndex
     aligned: FeatureIndex
     common: Heights
-    share: float
+    mostly_common: bool
 
     def fitted(self, model: Model, seed: int) -> _Seen | None:
         """The most probable map to moving world; None where too few matches agree on a plausible one."""
+        trust = _trust(self.mostly_common)
         with torch.no_grad():
             found = match_structurally(self.points, self.fixed, self.aligned)
         matches = found.select(_clear_of_ends(found, self.common))
         weights = np.clip(matches.score, 1e-2, 1) * np.clip(matches.support, 1e-2, 1)
-        weights = weights * core_weights(matches.points, CORE_MM)
+        weights = weights * core_weights(matches.points, trust.core)
         moved = replace(matches, matched=self.place.transform_points(matches.matched))
         try:
-            worth = min(self.share, 1.0) ** WORTH_POWER
-            fit = fit_with_prior(moved.points, moved.matched, weights, model, seed, worth)
+            fit = fit_with_prior(moved.points, moved.matched, weights, model, seed, trust.worth)
         except InputError:
             return None
         again = FeatureAlignment(fit, moved, len(moved), fit.transform)
         if not again.reliable or not plausible(fit.transform):
             return None
-        astray = float(np.minimum(found.cycle_error, FARTHEST_BACK_MM).mean())
-        return _Seen(self.place, again, astray, self.share)
+        return _Seen(again, float(np.median(found.residual)), self.mostly_common)
 
 
 def _look(place: AffineTransform, pair: _Pair, extractor: FeatureExtractor) -> _Look | None:
@@ -264,7 +266,7 @@ def _look(place: AffineTransform, pair: _Pair, extractor: FeatureExtractor) -> _
         index,
         FeatureIndex(extractor.extract(aligned), body),
         common,
-        length / longest,
+        length >= MOSTLY_COMMON * longest,
     )
 
 
@@ -278,5 +280,5 @@ def _as_it_lies(body: Image, place: AffineTransform, grid: Grid) -> Image:
 
 def _clear_of_ends(matches: StructuralMatches, common: Heights) -> NDArray[np.bool_]:
     end = min(END_MM, LARGEST_END_SHARE * (common[1] - common[0]))
-    heights = np.stack([matches.points[:, 2], matches.matched[:, 2]])
-    return np.asarray(((heights > common[0] + end) & (heights < common[1] - end)).all(axis=0))
+    levels = np.stack([matches.points[:, 2], matches.matched[:, 2]])
+    return np.asarray(((levels > common[0] + end) & (levels < common[1] - end)).all(axis=0))
