@@ -73,7 +73,7 @@ class Trust:
     weight: float
 
 
-WHOLE = Trust(worth=1.0, core=57.0, weight=2 / 3)
+WHOLE = Trust(worth=1.0, core=57.0, weight=0.85)
 PART = Trust(worth=1 / 15, core=CORE_RADIUS_MM, weight=1 / 2)
 
 
