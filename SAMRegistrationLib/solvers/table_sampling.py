@@ -14,6 +14,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+_SUM = 0
+"""The mode of an embedding bag that adds up, by its number."""
+
 
 def channel_table(volume: torch.Tensor) -> torch.Tensor:
     """Return (1, C, z, y, x) as a contiguous (z*y*x, C) table."""
@@ -41,9 +44,8 @@ class TableSample:
         values: (P, C) in the type of the table, without a graph.
     """
 
-    def __init__(
-        self, table: torch.Tensor, shape: Sequence[int], positions: torch.Tensor, with_gradient: bool = True
-    ) -> None:
+    def __init__(self, table: torch.Tensor, shape: Sequence[int], positions: torch.Tensor) -> None:
+        self._table = table
         self._fractions: list[torch.Tensor] = []
         self._free: list[torch.Tensor] = []
         rows = self._first_rows(shape, positions)
@@ -53,12 +55,11 @@ class TableSample:
         self._plane = (pairs[2][:, None] * pairs[1][None, :]).flatten(0, 1)
         weights = (self._plane[:, None] * pairs[0][None, :]).flatten(0, 1)
         self._weights = weights.t().contiguous().to(table.dtype)
+        self._indices = indices
         self._rows: torch.Tensor | None = None
         if table.device.type == "cpu":
-            self._weights.requires_grad_(with_gradient)
-            with torch.enable_grad():
-                self._graph = F.embedding_bag(indices, table, per_sample_weights=self._weights, mode="sum")
-            self.values = self._graph.detach()
+            with torch.no_grad():
+                self.values = F.embedding_bag(indices, table, per_sample_weights=self._weights, mode="sum")
         else:
             # Two products for values and gradient: a GPU is slow at launching, not at reading the rows twice.
             self._rows = table.index_select(0, indices.flatten()).view(*indices.shape, -1)
@@ -82,10 +83,7 @@ class TableSample:
 
     def gradient(self, by_values: torch.Tensor) -> torch.Tensor:
         """The gradient (P, 3) by the positions from the gradient (P, C) by the values."""
-        if self._rows is None:
-            (by_weights,) = torch.autograd.grad(self._graph, self._weights, by_values, retain_graph=True)
-        else:
-            by_weights = torch.bmm(self._rows, by_values[:, :, None])[..., 0]
+        by_weights = self._by_weights(by_values)
         z0y0, z0y1, z1y0, z1y1 = by_weights.t().to(self._plane.dtype).contiguous().view(4, 2, -1)
         x, y, z = self._fractions
         along_x = torch.stack([pair[1] - pair[0] for pair in (z0y0, z0y1, z1y0, z1y1)]).mul_(self._plane).sum(0)
@@ -98,17 +96,36 @@ class TableSample:
         ]
         return torch.stack(columns, dim=1)
 
+    def _by_weights(self, by_values: torch.Tensor) -> torch.Tensor:
+        """The gradient (P, 8) by the weights of the rows: dot products with the rows themselves."""
+        if self._rows is not None:
+            return torch.bmm(self._rows, by_values[:, :, None])[..., 0]
+        bags, size = self._indices.shape
+        offsets = torch.arange(0, bags * size, size)
+        # What autograd would call, which imports half of torch's compiler to check shapes: half a second.
+        by_weights: torch.Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            by_values, self._table, self._indices.flatten(), offsets, _bag_of_each(bags, size), _SUM
+        )
+        return by_weights.view(bags, size)
+
 
 class _Sampled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, positions: torch.Tensor, table: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        ctx.sample = TableSample(table, shape, positions, with_gradient=ctx.needs_input_grad[0])
+        ctx.sample = TableSample(table, shape, positions)
         values: torch.Tensor = ctx.sample.values
         return values
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         return ctx.sample.gradient(gradients[0]), None, None
+
+
+@functools.lru_cache(maxsize=16)
+def _bag_of_each(bags: int, size: int) -> torch.Tensor:
+    """The bag that each index belongs to; not to be changed."""
+    with torch.inference_mode(False):
+        return torch.arange(bags).repeat_interleave(size)
 
 
 @functools.lru_cache(maxsize=64)
