@@ -42,22 +42,21 @@ class FeatureIndex:
         joined = features.joined()
         # The channels of a voxel side by side: reading vectors here and there is ten times as fast.
         self.map = replace(joined, data=joined.data.contiguous(memory_format=torch.channels_last_3d))
-        data = self.map.data[0]
-        missing = [-n % _CELL for n in data.shape[1:]]
-        allowed = torch.ones(data.shape[1:], dtype=torch.bool, device=data.device)
+        size = self.map.grid.shape
+        allowed = torch.ones(size, dtype=torch.bool, device=joined.data.device)
         if mask is not None:
-            inside = mask.resampled(self.map.grid, Interpolation.NEAREST, default=0).data.to(data.device) > 0.5
+            inside = mask.resampled(self.map.grid, Interpolation.NEAREST, default=0).data.to(allowed.device) > 0.5
             allowed = inside if bool(inside.any()) else allowed
-        allowed = functional.pad(allowed, [0, missing[2], 0, missing[1], 0, missing[0]])
-        blocks = _blocks(allowed)
-        self._cells = blocks.any(dim=1).nonzero()[:, 0]
-        self._allowed = blocks[self._cells]
-        depth, height, width = (n // _CELL for n in allowed.shape)
+        self._allowed = allowed.flatten()
+        missing = [-n % _CELL for n in size]
+        blocks = _blocks(functional.pad(allowed, [0, missing[2], 0, missing[1], 0, missing[0]]))
+        depth, height, width = (-(-n // _CELL) for n in size)
         self._block_shape = depth, height, width
-        self._vectors = self._vectors_of_cells(data)
-        self._means = self._vectors.float().mean(dim=1).to(data.dtype)
-        self._row_of_cell = self._cells.new_full((depth * height * width,), -1)
-        self._row_of_cell[self._cells] = torch.arange(len(self._cells), device=data.device)
+        self._cells = blocks.any(dim=1).nonzero()[:, 0]
+        self._allowed_in_cells = blocks[self._cells]
+        self._rows_of_cells = self._voxels_of_cells()
+        # Read where they lie: a copy of the cells' vectors would take longer than it saves.
+        self._means = functional.embedding_bag(self._rows_of_cells, _voxel_rows(self.map), mode="mean")
 
     def vectors_at(self, world_points: ArrayLike) -> Tensor:
         """What to look for to find the partners of world positions (n, 3): see `query_vectors`."""
@@ -89,7 +88,7 @@ class FeatureIndex:
         x, y, z = (centers[:, axis, None] + steps for axis in range(3))
         row, allowed = self._rows(x[:, None, None, :], y[:, None, :, None], z[:, :, None, None])
         row, allowed = row.flatten(1), allowed.flatten(1)
-        vectors = self._vectors.flatten(0, 1).index_select(0, row.flatten())
+        vectors = _voxel_rows(self.map).index_select(0, row.flatten())
         return vectors.view(*row.shape, self.map.channels), allowed
 
     def allows(self, world_points: ArrayLike) -> Tensor:
@@ -98,22 +97,16 @@ class FeatureIndex:
         return self._rows(*voxel.unbind(-1))[1]
 
     def _rows(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows of the flattened `_vectors` that hold voxels, and which of these may be found.
+        """The rows of the map that hold voxels, and which of these may be found.
 
-        Whole x, y and z of any shapes that fit together; a voxel without a vector gets that of another.
+        Whole x, y and z of any shapes that fit together; a voxel beyond the volume gets the row of its edge.
         """
         near, inside = [], []
         for position, size in zip((x, y, z), self.map.grid.size, strict=True):
             near.append(position.clamp(0, size - 1))
             inside.append(near[-1] == position)
-        x, y, z = near
-        _, height, width = self._block_shape
-        cell = z // _CELL * (height * width) + y // _CELL * width + x // _CELL
-        corner = z % _CELL * 4 + y % _CELL * 2 + x % _CELL
-        known = self._row_of_cell[cell]
-        row = known.clamp(min=0) * _CELL**3 + corner
-        allowed = inside[0] & inside[1] & inside[2] & (known >= 0) & self._allowed.flatten()[row]
-        return row, allowed
+        row = _row(self.map, *near)
+        return row, inside[0] & inside[1] & inside[2] & self._allowed[row]
 
     @cached_property
     def _hierarchy(self) -> CellHierarchy:
@@ -125,26 +118,22 @@ class FeatureIndex:
             cells = (queries @ self._means.T).topk(kept, dim=1).indices
         else:
             cells = self._hierarchy.best_cells(queries)
-        vectors = self._vectors.flatten(1).index_select(0, cells.flatten())
+        rows = self._rows_of_cells.index_select(0, cells.flatten())
+        vectors = _voxel_rows(self.map).index_select(0, rows.flatten())
         vectors = vectors.view(len(queries), cells.shape[1] * _CELL**3, queries.shape[1])
         similarity = torch.bmm(vectors, queries[:, :, None])[..., 0].float()
-        similarity = similarity.masked_fill(~self._allowed[cells].flatten(1), -2.0)
+        similarity = similarity.masked_fill(~self._allowed_in_cells[cells].flatten(1), -2.0)
         score, best = similarity.max(dim=1)
         cell = self._cells[cells.gather(1, best[:, None] // _CELL**3)[:, 0]]
         voxel = self._voxel_of(cell, best % _CELL**3)
         return voxel + self._peak_offset(queries, voxel, score), score
 
-    def _vectors_of_cells(self, data: Tensor) -> Tensor:
-        """The vectors (cells, 8, C) of the voxels of all cells; beyond the volume those of its edge.
-
-        Only the cells are read, once: copies of the whole map would take longer than all else.
-        """
-        corners = torch.arange(_CELL**3, device=data.device)
+    def _voxels_of_cells(self) -> Tensor:
+        """The rows (cells, 8) of the map that hold the voxels of all cells; beyond the volume its edge."""
+        corners = torch.arange(_CELL**3, device=self._cells.device)
         voxel = self._voxel_of(self._cells[:, None], corners)
-        size = torch.tensor(self.map.grid.size, device=data.device)
-        x, y, z = torch.minimum(voxel, size - 1).unbind(-1)
-        _, height, width = data.shape[1:]
-        return data.permute(1, 2, 3, 0).reshape(-1, len(data))[(z * height + y) * width + x]
+        size = torch.tensor(self.map.grid.size, device=voxel.device)
+        return _row(self.map, *torch.minimum(voxel, size - 1).unbind(-1))
 
     def _voxel_of(self, cell: Tensor, corner: Tensor) -> Tensor:
         """Voxel indices (..., 3) as (x, y, z) of the corners of cells."""
@@ -155,15 +144,13 @@ class FeatureIndex:
     def _peak_offset(self, queries: Tensor, voxel: Tensor, score: Tensor) -> Tensor:
         """Where the parabolas through the neighbors' similarities peak, at most half a voxel away (n, 3)."""
         rows = _voxel_rows(self.map)
-        _, height, width = self.map.grid.shape
         offset = torch.zeros(voxel.shape, device=voxel.device)
         for axis, size in enumerate(self.map.grid.size):
             sides = []
             for step in (-1, 1):
                 neighbor = voxel.clone()
                 neighbor[:, axis] = (neighbor[:, axis] + step).clamp(0, size - 1)
-                x, y, z = neighbor.unbind(1)
-                vectors = rows.index_select(0, (z * height + y) * width + x)
+                vectors = rows.index_select(0, _row(self.map, *neighbor.unbind(1)))
                 sides.append((queries * vectors).sum(dim=1).float())
             interior = (voxel[:, axis] > 0) & (voxel[:, axis] < size - 1)
             offset[:, axis] = torch.where(interior, peak_offset(sides[0], score, sides[1]), 0.0)
@@ -202,10 +189,7 @@ def _weighed(
     steps = torch.arange(first, first + weights.shape[1], device=voxel.device)
     last = torch.tensor(features.grid.size, device=voxel.device) - 1
     places = torch.minimum((below.long()[:, None] + steps[:, None]).clamp(min=0), last)
-    _, height, width = features.grid.shape
-    rows = (places[:, :, None, None, 2] * height + places[:, None, :, None, 1]) * width + places[
-        :, None, None, :, 0
-    ]
+    rows = _row(features, places[:, None, None, :, 0], places[:, None, :, None, 1], places[:, :, None, None, 2])
     weight = weights[:, :, None, None, 2] * weights[:, None, :, None, 1] * weights[:, None, None, :, 0]
     rows, weight = rows.flatten(1), weight.flatten(1)
     total = voxel.new_empty(len(voxel), features.channels)
@@ -223,6 +207,12 @@ def _at_once(device: torch.device) -> int:
 def _voxel_rows(features: FeatureMap) -> Tensor:
     """The vectors of all voxels (z*y*x, C), x fastest; a view."""
     return features.data[0].flatten(1).T
+
+
+def _row(features: FeatureMap, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """Where whole voxels inside the volume are among `_voxel_rows`."""
+    _, height, width = features.grid.shape
+    return (z * height + y) * width + x
 
 
 def _blocks(volume: Tensor) -> Tensor:
