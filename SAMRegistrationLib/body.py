@@ -40,12 +40,14 @@ class Regions:
 
     Args:
         image: the volume at that spacing.
+        tissue: (z, y, x) bool, what is dense and not thin; all true where nothing stands out from the background.
         body: (z, y, x) bool, the body; see `body_mask`.
         near: (z, y, x) bool, the body and the measured air along the skin of the same axial slice.
         known: (z, y, x) bool, where the volume was measured; see `data_region`.
     """
 
     image: Image
+    tissue: Tensor
     body: Tensor
     near: Tensor
     known: Tensor
@@ -71,12 +73,13 @@ class Regions:
         stored = image.canonical()
         grid = stored.grid.resampled([max(spacing, own) for own in stored.grid.spacing])
         coarse = stored.resampled(grid, default=stored.background)
-        body = _body(coarse)
+        tissue = _tissue(coarse)
+        body = _body(tissue)
         near = _near(body, coarse)
         fill = float(stored.data.min())
         measured = stored.with_data((stored.data > fill + 0.5).float()).resampled(grid, Interpolation.NEAREST)
         known = (measured.data > 0.5) | near
-        return cls(coarse.to("cpu"), body.cpu(), near.cpu(), known.cpu())
+        return cls(coarse.to("cpu"), tissue.cpu(), body.cpu(), near.cpu(), known.cpu())
 
 
 _KEPT: WeakKeyDictionary[Image, dict[float, Regions]] = WeakKeyDictionary()
@@ -119,9 +122,9 @@ def surroundings(image: Image) -> Image:
     Returns:
         A volume of about 4 mm, on the image's device; all 1 where nothing stands out from the background.
     """
-    coarse = Regions.of(image).image
-    bodies = _filled_slices(_large_pieces(_tissue(coarse), LEAST_PIECE))
-    return coarse.with_data(_near(bodies, coarse).float()).to(image.data.device)
+    regions = Regions.of(image)
+    bodies = _filled_slices(_large_pieces(regions.tissue, LEAST_PIECE))
+    return regions.image.with_data(_near(bodies, regions.image).float()).to(image.data.device)
 
 
 def _near(body: Tensor, coarse: Image) -> Tensor:
@@ -134,9 +137,8 @@ def _nearest_on(mask: Image, image: Image) -> Tensor:
     return inside.to(image.data.device)
 
 
-def _body(coarse: Image) -> Tensor:
-    """The body of a coarse volume as (z, y, x) bool."""
-    tissue = _tissue(coarse)
+def _body(tissue: Tensor) -> Tensor:
+    """The body as (z, y, x) bool, from what is dense in a coarse volume."""
     return tissue if bool(tissue.all()) else _filled_slices(_large_pieces(tissue, 1.0))
 
 

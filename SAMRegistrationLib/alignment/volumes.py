@@ -93,10 +93,11 @@ class PreparedImage:
         if mask is not None:
             allowed = image.with_data(mask.to(image.data)).canonical()
             inside = allowed.resampled(regions.image.grid, Interpolation.NEAREST, default=0).data.cpu() > 0.5
-            parts = [part & inside for part in (regions.body, regions.near, regions.known)]
-            regions = Regions(regions.image, *parts)
+            regions = replace(
+                regions, body=regions.body & inside, near=regions.near & inside, known=regions.known & inside
+            )
         if not bool(regions.body.any()):
-            regions = Regions(regions.image, regions.known, regions.known, regions.known)
+            regions = replace(regions, body=regions.known, near=regions.known)
         is_ct = looks_like_ct(image)
         scaled = _scaled(regions.image, is_ct, regions.body).to(image.data.device)
         return cls(scaled, regions, is_ct)

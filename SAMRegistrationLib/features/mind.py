@@ -146,7 +146,8 @@ class MindExtractor:
         descriptor = mind_ssc(volume.to(self.device), self.radius, self.dilation)
         if self.stride > 1:
             descriptor = _pool(descriptor, self.stride)
-        return functional.normalize(descriptor, dim=1), None
+        # A sum over channels is several times as fast as torch's norm where they lie far apart.
+        return descriptor * descriptor.square().sum(dim=1, keepdim=True).clamp_(min=1e-24).rsqrt_(), None
 
 
 def _pool(volume: Tensor, stride: int) -> Tensor:

@@ -64,22 +64,28 @@ def _mean_of_three_at_once(volume: torch.Tensor, passes: int) -> torch.Tensor:
     fresh = True
     for _ in range(passes):
         for axis in SPATIAL_AXES:
-            _mean_along(source, target, axis)
+            _sum_along(source, target, axis)
             source, target = target, (torch.empty_like(source) if fresh else source)
             fresh = False
+        # Once for all axes: what is added up stays of the order of the values, also in half precision.
+        source.mul_(3.0 ** -len(SPATIAL_AXES))
     return source
 
 
-def _mean_along(source: torch.Tensor, target: torch.Tensor, axis: int) -> None:
-    size, third = source.shape[axis], 1.0 / 3.0
+def _sum_along(source: torch.Tensor, target: torch.Tensor, axis: int) -> None:
+    """Sums of three neighbors along an axis of contiguous volumes, the values at both ends repeated."""
+    size = source.shape[axis]
     if size == 1:
-        target.copy_(source)
+        torch.mul(source, 3.0, out=target)
         return
-    torch.mul(source, third, out=target)
-    target.narrow(axis, 1, size - 1).add_(source.narrow(axis, 0, size - 1), alpha=third)
-    target.narrow(axis, 0, size - 1).add_(source.narrow(axis, 1, size - 1), alpha=third)
-    target.narrow(axis, 0, 1).add_(source.narrow(axis, 0, 1), alpha=third)
-    target.narrow(axis, size - 1, 1).add_(source.narrow(axis, size - 1, 1), alpha=third)
+    # All in one row, neighbors so many places apart: much faster than line by line, and wrong at the ends only.
+    step = source.stride(axis)
+    values, sums = source.view(-1), target.view(-1)
+    torch.add(values[step:], values[:-step], out=sums[step:])
+    sums[:-step].add_(values[step:])
+    for end, inner in ((0, 1), (size - 1, size - 2)):
+        own, next_to_it = source.select(axis, end), source.select(axis, inner)
+        torch.add(next_to_it, own, alpha=2.0, out=target.select(axis, end))
 
 
 def gaussian(volume: torch.Tensor, sigma: float | Sequence[float], truncate: float = 3.0) -> torch.Tensor:

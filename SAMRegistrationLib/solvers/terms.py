@@ -71,7 +71,9 @@ class FeatureTerm:
         if self.measure is Measure.ABSOLUTE:
             raise ValueError("the absolute difference is not a term of instance optimization")
         if self.measure is Measure.COSINE:
-            fixed = F.normalize(fixed.float(), dim=1).to(fixed.dtype)
+            # A sum over channels is several times as fast as torch's norm where they lie far apart.
+            length = fixed.float().square().sum(1, keepdim=True).clamp_(min=1e-24).sqrt_()
+            fixed = (fixed.float() / length).to(fixed.dtype)
         self._fixed = channel_table(fixed)
         self._moving = channel_table(moving)
         self._moving_shape = tuple(moving.shape[2:])
