@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -13,6 +14,7 @@ from .benchmark.scaling import add_scaling_arguments, run_scaling
 from .errors import Cancelled, NotEnoughMemoryError, RegistrationError, UsageError, is_out_of_memory
 from .models.command import add_models_arguments, run_models
 from .refinement.command import add_refine_arguments
+from .shared_processors import letting_go
 from .training.command import add_train_arguments, run_train
 
 
@@ -29,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 failed, 2 wrong use, 3 bad input, 4 not enough memory, 130 cancelled.
     """
+    os.environ.update(letting_go(os.environ))
     try:
         options = build_parser().parse_args(arguments)
         return int(options.run(options) or 0)

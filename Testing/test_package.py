@@ -19,7 +19,7 @@ SLICER_ONLY = {"slicer", "qt", "ctk", "vtk", "PythonQt", "mrml"}
 
 LAYERS = [
     ["errors", "resources"],
-    ["device", "files", "file_integrity", "memory_reuse"],
+    ["device", "files", "file_integrity", "memory_reuse", "shared_processors"],
     ["itk_files", "markups"],
     ["grid"],
     ["sampling"],

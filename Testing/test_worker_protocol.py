@@ -120,6 +120,12 @@ def test_the_environment_finds_the_library_and_loads_nothing_of_the_host() -> No
     assert base["ITK_AUTOLOAD_PATH"] == "/itk", "the host's own environment stays as it is"
 
 
+def test_waiting_threads_let_go_of_the_processor_unless_the_user_says_how_they_wait() -> None:
+    assert worker_environment({})["GOMP_SPINCOUNT"] == "3000"
+    assert worker_environment({"GOMP_SPINCOUNT": "7"})["GOMP_SPINCOUNT"] == "7"
+    assert "GOMP_SPINCOUNT" not in worker_environment({"OMP_WAIT_POLICY": "active"})
+
+
 class FakeTransport:
     """A process that says what the test wants."""
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..shared_processors import letting_go
+
 PACKAGE = __name__.split(".")[0]
 PACKAGE_FOLDER = Path(__file__).resolve().parents[2]
 """The folder that holds this library."""
@@ -45,4 +47,4 @@ def worker_environment(base: Mapping[str, str]) -> dict[str, str]:
     environment["PYTHONPATH"] = os.pathsep.join([own, *(path for path in inherited if path != own)])
     # Python must not take modules from whatever folder the host happens to be in.
     environment["PYTHONSAFEPATH"] = "1"
-    return environment
+    return environment | letting_go(environment)
