@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from benchmark_phantoms import OFFSET, write_suite
 
 from SAMRegistrationLib.benchmark import datasets
 from SAMRegistrationLib.benchmark.datasets import Dataset
 from SAMRegistrationLib.benchmark.methods import METHODS, OURS, Methods
 from SAMRegistrationLib.benchmark.ours import with_features
-from SAMRegistrationLib.benchmark.pairs import Mask, Offset, Pair, Start
+from SAMRegistrationLib.benchmark.pairs import Mask, Offset, Pair, Resized, Start
 from SAMRegistrationLib.benchmark.suite import load_suite, suite_names
 from SAMRegistrationLib.errors import InputError, UsageError
+from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.presets import load_preset, preset_names
 from SAMRegistrationLib.stages import check_stages
 
@@ -61,7 +63,7 @@ def test_every_shipped_suite_finds_its_files_and_its_methods(name: str, data_dir
 
 def test_the_suite_of_all_holds_every_pair_of_the_others_once() -> None:
     everything = {entry["name"] for entry in load_suite("all").entries}
-    apart = ("all", "features", "hard_starts", "known_truth")
+    apart = ("all", "features", "hard_starts", "known_truth", "speed")
     parts = [load_suite(name) for name in suite_names() if name not in apart]
     assert everything == {entry["name"] for part in parts for entry in part.entries}
     assert len(load_suite("all").references) == sum(len(part.references) for part in parts)
@@ -80,6 +82,24 @@ def test_a_suite_becomes_pairs_with_everything_that_is_known_about_them(tmp_path
     assert len(suite.pairs(["balls"])) == 2
     with pytest.raises(UsageError, match="no pair or family third"):
         suite.pairs(["third"])
+
+
+def test_a_pair_with_a_size_is_resampled_to_it_over_the_same_box(tmp_path: Path) -> None:
+    z, y, x = np.indices((6, 10, 8), dtype=np.float32)
+    ramp = sitk.GetImageFromArray(2 * x + 3 * y - z)
+    ramp.SetSpacing((3.0, 2.0, 5.0))
+    ramp.SetOrigin((7.0, -4.0, 1.0))
+    file = tmp_path / "ramp.nii.gz"
+    sitk.WriteImage(ramp, str(file))
+    pair = Pair("pair", "family", file, file, Start.IDENTITY, preparation=Resized((16, 20, 18)))
+    made = [sitk.ReadImage(str(path)) for path in (pair.prepared(tmp_path).fixed, pair.prepared(tmp_path).moving)]
+    for image in made:
+        grid, whole = Grid.from_sitk(image), Grid.from_sitk(ramp)
+        assert grid.size == (16, 20, 18)
+        np.testing.assert_allclose(grid.corners(), whole.corners(), atol=1e-4)
+        values = sitk.GetArrayFromImage(image)[3:-3, 1:-1, 1:-1]
+        voxels = whole.to_voxel(grid.to_world(np.stack(np.indices(grid.shape)[::-1], -1)))[3:-3, 1:-1, 1:-1]
+        np.testing.assert_allclose(values, voxels @ (2.0, 3.0, -1.0), atol=1e-3)
 
 
 def changed(folder: Path, **changes: Any) -> Path:

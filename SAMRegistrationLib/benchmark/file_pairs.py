@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from .datasets import Dataset
-from .pairs import Mask, Offset, Pair, Preparation, Region, Start, Truth
+from .pairs import Mask, Offset, Pair, Preparation, Region, Resized, Start, Truth
 from .starts import hard_start
 
 
@@ -69,4 +69,7 @@ def _truth(entry: dict[str, Any], pair: str, dataset: Dataset) -> Truth:
 def _preparation(entry: dict[str, Any]) -> Preparation | None:
     if "moving_offset" in entry:
         return Offset(np.asarray(entry["moving_offset"]))
+    if "size" in entry:
+        x, y, z = entry["size"]
+        return Resized((int(x), int(y), int(z)))
     return hard_start(entry["hard_start"]) if "hard_start" in entry else None

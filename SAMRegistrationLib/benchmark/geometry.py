@@ -47,6 +47,22 @@ def center_of(image: sitk.Image) -> FloatArray:
     return np.asarray(image.TransformContinuousIndexToPhysicalPoint(middle))
 
 
+def resized(image: sitk.Image, size: tuple[int, int, int]) -> sitk.Image:
+    """The image with `size` voxels (x, y, z) over exactly the same box, interpolated linearly."""
+    spacing = np.asarray(image.GetSpacing()) * image.GetSize() / np.asarray(size)
+    corner = image.TransformContinuousIndexToPhysicalPoint([-0.5] * 3)
+    axes = np.reshape(image.GetDirection(), (3, 3))
+    reference = sitk.Image(list(size), image.GetPixelID())
+    reference.SetSpacing(spacing.tolist())
+    reference.SetDirection(image.GetDirection())
+    reference.SetOrigin((np.asarray(corner) + axes @ (spacing / 2)).tolist())
+    # A voxel of the edge reaches beyond the outermost centers, where the nearest value counts.
+    interpolator = sitk.ResampleImageFilter()
+    interpolator.SetReferenceImage(reference)
+    interpolator.UseNearestNeighborExtrapolatorOn()
+    return interpolator.Execute(image)
+
+
 def stored(folder: Path, name: str, image: sitk.Image) -> Path:
     """Write an image once, complete or not at all, however many processes want it at the same time."""
     path = folder / f"{name}.nii.gz"

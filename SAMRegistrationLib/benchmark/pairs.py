@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import SimpleITK as sitk
 
-from .geometry import FloatArray, apply_matrix, center_of, moved_in_world, stored
+from .geometry import FloatArray, apply_matrix, center_of, moved_in_world, resized, stored
 
 
 class Start(Enum):
@@ -171,6 +171,20 @@ class Offset:
             moving=stored(folder, f"{pair.name}_moving", moved_in_world(moving, self.matrix)),
             preparation=None,
         )
+
+
+@dataclass(frozen=True)
+class Resized:
+    """Both volumes resampled to so many voxels (x, y, z) over the same box, to compare times at a stated size."""
+
+    size: tuple[int, int, int]
+
+    def prepare(self, pair: Pair, folder: Path) -> Pair:
+        fixed, moving = (
+            stored(folder, f"{pair.name}_{role}", resized(sitk.ReadImage(str(path)), self.size))
+            for role, path in (("fixed", pair.fixed), ("moving", pair.moving))
+        )
+        return replace(pair, fixed=fixed, moving=moving, preparation=None)
 
 
 def _interpolate_vectors(image: sitk.Image, points: FloatArray) -> FloatArray:
