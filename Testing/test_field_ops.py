@@ -196,6 +196,12 @@ def test_box_sum_agrees_with_scipy_even_when_the_box_exceeds_the_volume(radius: 
     np.testing.assert_allclose(filters.box_sum(volume, radius)[0].numpy(), np.stack(expected), atol=1e-4)
 
 
+@pytest.mark.parametrize("radius", [1, 2, 9])
+def test_counts_of_a_window_are_the_sums_of_ones(radius: int) -> None:
+    ones = torch.ones((1, 1, *SHAPE))
+    torch.testing.assert_close(filters.box_counts(ones, radius), filters.box_sum(ones, radius))
+
+
 def test_box_mean_of_a_constant_is_the_constant_up_to_the_border() -> None:
     torch.testing.assert_close(
         filters.box_mean(torch.full((1, 1, *SHAPE), 2.5), 2), torch.full((1, 1, *SHAPE), 2.5)

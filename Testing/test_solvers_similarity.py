@@ -175,6 +175,24 @@ def test_diffusion_of_a_linear_field_is_the_squared_norm_of_its_gradient() -> No
     assert float(diffusion(u, (2.0, 1.0, 1.0))) == pytest.approx(0.25**2 + 0.2**2, rel=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(5, 6, 7), (1, 4, 3), (2, 1, 5)])
+def test_the_gradient_of_diffusion_is_that_of_its_formula(shape: tuple[int, int, int]) -> None:
+    u = torch.randn((2, 3, *shape), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    distances = (2.0, 1.0, 0.5)
+
+    def recorded(u: torch.Tensor) -> torch.Tensor:
+        pairs = zip((4, 3, 2), distances, strict=True)
+        parts = [(u.diff(dim=axis) / step).square().sum(1).mean() for axis, step in pairs if u.shape[axis] > 1]
+        return torch.stack(parts).sum()
+
+    ours, theirs = u.clone().requires_grad_(), u.clone().requires_grad_()
+    value, expected = diffusion(ours, distances), recorded(theirs)
+    (3.0 * value).backward()
+    (3.0 * expected).backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_the_fold_term_is_zero_without_folds_and_pushes_against_them() -> None:
     assert float(FoldTerm()(state(torch.zeros(1, 3, *SHAPE)))) == 0.0
     u = torch.zeros(1, 3, *SHAPE)

@@ -170,4 +170,16 @@ def _window_sum(volume: torch.Tensor, radius: int, axis: int) -> torch.Tensor:
 
 def box_mean(volume: torch.Tensor, radius: int) -> torch.Tensor:
     """Mean over the part of a (2 radius + 1) cube that lies inside the volume."""
-    return box_sum(volume, radius) / box_sum(torch.ones_like(volume[:1, :1]), radius)
+    return box_sum(volume, radius) / box_counts(volume, radius)
+
+
+def box_counts(volume: torch.Tensor, radius: int) -> torch.Tensor:
+    """How many voxels of a (2 radius + 1) cube lie inside the volume: (1, 1, z, y, x), of its type."""
+    counts = []
+    for axis in SPATIAL_AXES:
+        size = volume.shape[axis]
+        place = torch.arange(size, device=volume.device)
+        inside = place.clamp(max=radius) + (size - 1 - place).clamp(max=radius) + 1
+        counts.append(inside.to(volume.dtype))
+    along_z, along_y, along_x = counts
+    return (along_z[:, None, None] * along_y[:, None] * along_x)[None, None]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from SAMRegistrationLib.solvers.field_state import FieldState
-from SAMRegistrationLib.solvers.filters import box_sum
+from SAMRegistrationLib.solvers.filters import box_counts, box_sum
 from SAMRegistrationLib.solvers.look import Looks
 from SAMRegistrationLib.solvers.table_sampling import sample_table
 
@@ -40,7 +40,7 @@ def local_contrast(volume: torch.Tensor, radius: int = RADIUS, flat: float = FLA
     """
     values = volume - volume.mean()
     values /= values.std().clamp(min=1e-9)
-    count = box_sum(torch.ones_like(values), radius)
+    count = box_counts(values, radius)
     mean = box_sum(values, radius).div_(count)
     variance = box_sum(values.square(), radius).div_(count).addcmul_(mean, mean, value=-1.0).clamp_(min=0.0)
     return values.sub_(mean).div_(variance.add_(flat**2).sqrt_())
