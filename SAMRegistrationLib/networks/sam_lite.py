@@ -200,8 +200,8 @@ class TopDownMerge(nn.Module):
 def _rectified(features: Tensor) -> Tensor:
     """ReLU in place.
 
-    A number in bfloat16 is negative where the whole number of the same bits is, and a CPU compares those five times
-    as fast.
+    A number in bfloat16 is negative where the whole number of the same bits is, which a CPU compares five times as
+    fast.
     """
     if features.dtype is torch.bfloat16 and features.device.type == "cpu" and not features.requires_grad:
         features.view(torch.int16).clamp_(min=0)
