@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -52,7 +53,7 @@ class Regions:
     near: Tensor
     known: Tensor
 
-    @property
+    @cached_property
     def body_image(self) -> Image:
         """The body as a volume, 1 inside and 0 elsewhere."""
         return self.image.with_data(self.body.float())

@@ -10,7 +10,14 @@ from torch.nn import functional
 from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
-from SAMRegistrationLib.matching import FeatureIndex, match_points, query_vectors, stable_matches
+from SAMRegistrationLib.matching import (
+    FeatureIndex,
+    index_kept,
+    indexed,
+    match_points,
+    query_vectors,
+    stable_matches,
+)
 from SAMRegistrationLib.sampling import Outside, sample_points
 
 GRID = Grid((20, 18, 16), (4.0, 4.0, 4.0), (-30.0, 10.0, 5.0))
@@ -53,6 +60,37 @@ def test_the_search_finds_the_voxel_of_an_exhaustive_search() -> None:
     y, x = np.divmod(rest, 20)
     np.testing.assert_allclose(scores, exhaustive.values.numpy(), atol=1e-5)
     assert np.abs(GRID.to_voxel(world) - np.stack([x, y, z], 1)).max() <= 0.5 + 1e-6
+
+
+def test_only_voxels_of_the_mask_are_found_also_in_volumes_of_odd_sizes() -> None:
+    grid = Grid((17, 15, 13), GRID.spacing, GRID.origin)
+    inside = torch.rand(grid.shape, generator=torch.Generator().manual_seed(2)) > 0.7
+    features = _position_features(grid, SHIFT)
+    index = FeatureIndex(features, Image(inside.float(), grid))
+    points = grid.to_world(np.random.default_rng(4).uniform(0, (16, 14, 12), (50, 3)))
+    queries = FeatureIndex(_position_features(grid, SHIFT)).vectors_at(points)
+    world, scores = index.nearest(queries)
+    likeness = (queries @ features.fine.data[0].flatten(1)).masked_fill(~inside.flatten(), -2.0)
+    score, best = (values.numpy() for values in likeness.max(dim=1))
+    np.testing.assert_allclose(scores, score, atol=1e-5)
+    z, y, x = np.unravel_index(best, grid.shape)
+    assert np.abs(grid.to_voxel(world) - np.stack([x, y, z], 1)).max() <= 0.5 + 1e-6
+    beyond = grid.to_world([[-1, 3, 3], [17, 3, 3], [3, 15, 3], [3, 3, 13]])
+    assert not index.allows(beyond).any()
+    voxels = np.stack(np.meshgrid(*[np.arange(n) for n in grid.size], indexing="ij"), -1)
+    np.testing.assert_array_equal(index.allows(grid.to_world(voxels)).numpy(), inside.permute(2, 1, 0).numpy())
+
+
+def test_the_index_of_kept_features_is_made_once_for_a_mask() -> None:
+    features, other = _position_features(GRID, SHIFT), _position_features(GRID, np.zeros(3))
+    masks = [Image(torch.ones(GRID.shape), GRID) for _ in range(2)]
+    assert indexed(features, masks[0]) is not indexed(features, masks[0])
+    with index_kept(features):
+        index = indexed(features, masks[0])
+        assert indexed(features, masks[0]) is index and indexed(index, masks[1]) is index
+        assert indexed(other, masks[0]) is not indexed(other, masks[0])
+        assert indexed(features, masks[1]) is not index
+    assert indexed(features, masks[1]) is not indexed(features, masks[1])
 
 
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last_3d])

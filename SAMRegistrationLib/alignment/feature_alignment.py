@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..features.base import Features
 from ..grid import FloatArray
 from ..image import Image
-from ..matching import FeatureIndex, Matches, stable_matches
+from ..matching import Matches, indexed, stable_matches
 from ..transforms import AffineTransform
 from .refinement import Model
 from .robust_fit import Fit, fit_transform, robust_fit
@@ -79,7 +79,7 @@ def align_features(
         InputError: if too few matches agree on any map.
     """
     points = body_grid(fixed_body)
-    first, second = FeatureIndex(fixed, fixed_body), FeatureIndex(moving, moving_body)
+    first, second = indexed(fixed, fixed_body), indexed(moving, moving_body)
     matches = stable_matches(points, first, second)
     if len(matches) > 5:
         matches = matches.select(matches.score >= np.quantile(matches.score, _LOWEST_SCORE_SHARE))

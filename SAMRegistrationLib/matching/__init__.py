@@ -7,6 +7,7 @@ every point for itself; `match_structurally` also asks what lies around it, whic
 
 from .consensus import Consensus
 from .index import FeatureIndex, query_vectors
+from .kept import index_kept, indexed
 from .likeness_map import likeness_map
 from .nearest import Matches, match_points, require_embeddings, stable_matches
 from .peak import peak_offset
@@ -17,6 +18,8 @@ __all__ = [
     "FeatureIndex",
     "Matches",
     "StructuralMatches",
+    "index_kept",
+    "indexed",
     "likeness_map",
     "match_points",
     "match_structurally",

@@ -14,6 +14,7 @@ from ..features.base import FeatureExtractor, Features
 from ..grid import FloatArray
 from ..image import Image
 from .index import FeatureIndex
+from .kept import indexed
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,3 @@ def stable_matches(points_world: ArrayLike, fixed: FeatureIndex, moving: Feature
     cell = np.rint(np.concatenate([stable.points, stable.matched], axis=1) / voxel)
     _, first = np.unique(cell, axis=0, return_index=True)
     return stable.select(np.sort(first))
-
-
-def indexed(features: Features | FeatureIndex, mask: Image | None) -> FeatureIndex:
-    return features if isinstance(features, FeatureIndex) else FeatureIndex(features, mask)

@@ -21,8 +21,9 @@ from ..features.base import Features
 from ..grid import FloatArray
 from ..image import Image
 from .index import FeatureIndex, interpolated_vectors
+from .kept import indexed
 from .local_affine import LocalAffines, fit_local_affines
-from .nearest import Matches, cycle_errors, indexed, partners
+from .nearest import Matches, cycle_errors, partners
 from .window import expected_positions, most_similar_near
 
 LEAST_NEIGHBORS = 5

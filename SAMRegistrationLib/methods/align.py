@@ -7,6 +7,7 @@ from typing import Any
 from ..alignment import align
 from ..alignment.refinement import Model
 from ..errors import InputError
+from ..matching import index_kept
 from ..transforms import AffineTransform, Transform
 from .problem import Problem
 from .sam_affine import sam_affine
@@ -45,9 +46,11 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
         found = align(problem.fixed, problem.moving, **options)
     else:
         features = problem.fixed_features()
-        found = sam_affine(problem.fixed, problem.moving, problem.extractor, fixed_features=features, **options)
-        del options["initial"]
-        found = look_again(problem.fixed, problem.moving, problem.extractor, features, found, **options)
+        pair = problem.fixed, problem.moving
+        with index_kept(features):
+            found = sam_affine(*pair, problem.extractor, fixed_features=features, **options)
+            del options["initial"]
+            found = look_again(*pair, problem.extractor, features, found, **options)
     problem.initial = found.transform
     problem.warnings.extend(found.warnings)
     problem.details["align"] = {"model": found.model, "inliers": found.inliers, "score": found.score}

@@ -29,7 +29,7 @@ from ..errors import InputError
 from ..features.base import FeatureExtractor, Features
 from ..grid import FloatArray, Grid
 from ..image import Image
-from ..matching import FeatureIndex, StructuralMatches, match_structurally
+from ..matching import FeatureIndex, StructuralMatches, indexed, match_structurally
 from ..sampling import Interpolation, sample, voxel_mesh
 from ..transforms import AffineTransform
 from .aligned_matching import covering_grid
@@ -149,7 +149,7 @@ class _Pair:
     @cached_property
     def index(self) -> FeatureIndex:
         """Of the whole fixed volume, where it is not cut."""
-        return FeatureIndex(self.features, self.fixed_body)
+        return indexed(self.features, self.fixed_body)
 
 
 @dataclass(frozen=True, eq=False)
