@@ -31,14 +31,26 @@ def test_each_field_is_followed_where_it_is_right(
     assert errors[0] < 0.5 * min(errors[1:])
 
 
-def test_where_both_agree_nothing_changes_and_without_weight_both_count_alike(
+def test_where_both_agree_nothing_changes(
     halves: tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[Compared]],
 ) -> None:
-    truth, left, _, features = halves
+    _, left, _, features = halves
     u, _ = blended(left, left, features, None, first_is_better=True)
     assert torch.allclose(u, left, atol=1e-6)
-    _, share = blended(truth, truth, features, torch.zeros((1, 1, *SHAPE)), first_is_better=True)
-    assert torch.allclose(share, torch.full_like(share, 0.5))
+
+
+@pytest.mark.parametrize("first_is_better", [True, False])
+def test_where_nothing_is_known_the_better_field_as_a_whole_is_followed(
+    halves: tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[Compared]], first_is_better: bool
+) -> None:
+    _, left, right, features = halves
+    known = torch.ones((1, 1, *SHAPE))
+    known[:, :, 16:] = 0.0
+    _, everywhere = blended(left, right, features, None, first_is_better=first_is_better)
+    _, share = blended(left, right, features, known, first_is_better=first_is_better)
+    beyond = share[:, :, 24:]
+    assert torch.allclose(beyond, torch.full_like(beyond, float(first_is_better)), atol=1e-3)
+    assert torch.allclose(share[:, :, :4], everywhere[:, :, :4], atol=0.02)
 
 
 def test_far_apart_the_better_field_as_a_whole_is_followed_alone(
@@ -46,5 +58,5 @@ def test_far_apart_the_better_field_as_a_whole_is_followed_alone(
 ) -> None:
     truth, _, _, features = halves
     for first_is_better in (True, False):
-        _, share = blended(truth, truth + 12.0, features, None, first_is_better=first_is_better)
+        _, share = blended(truth, truth + 40.0, features, None, first_is_better=first_is_better)
         assert torch.allclose(share, torch.full_like(share, float(first_is_better)), atol=1e-3)

@@ -216,12 +216,11 @@ class _Descent:
 
     def blended(self, found: OptimizationResult, rest: OptimizationResult, block: int) -> tuple[Tensor, Tensor]:
         """The field of both descents on `block`, and how much of it is the first one."""
-        shape = tuple(found.u.shape[2:])
         return blended(
             found.u,
             rest.u,
             [compared for compared, _ in self._features_on(block)],
-            _weight_at(self.voxel_weight, shape),
+            _known_under(self.problem, (found.u, rest.u)),
             first_is_better=_final_loss(found) <= _final_loss(rest),
         )
 
@@ -288,6 +287,15 @@ def _voxel_weight(problem: Problem, near_bodies: bool) -> Tensor | None:
     near = problem.near_bodies() if near_bodies else None
     weights = [weight for weight in (near, fixed, moving) if weight is not None]
     return reduce(torch.mul, weights) if weights else None
+
+
+def _known_under(problem: Problem, displacements: tuple[Tensor, ...]) -> Tensor | None:
+    """1 where both volumes have data under all displacements of one shape, on their grid; None for everywhere."""
+    shape = tuple(displacements[0].shape[2:])
+    fixed, moving = (None if mask is None else at_shape(mask, shape) for mask in problem.masks())
+    under = [] if moving is None else [warp(moving, u, padding="zeros") for u in displacements]
+    known = [mask for mask in (fixed, *under) if mask is not None]
+    return reduce(torch.mul, known) if known else None
 
 
 def _weight_at(voxel_weight: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
