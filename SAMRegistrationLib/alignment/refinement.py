@@ -1,4 +1,4 @@
-"""Many affine maps improved together by gradient ascent on the likeness of the volumes."""
+"""Many affine maps improved together by gradient descent on how unlike they leave the volumes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..grid import FloatArray
+from ..solvers.adam import Adam
 from ..transforms import AffineTransform
 from .likeness import Likeness, PairLikeness, both_ways
 
@@ -36,6 +37,9 @@ TYPICAL_STRETCH = 0.12
 
 _STRETCH_PENALTY = {"correlation": 0.01, "information": 0.1}
 """Shared information rises by less than correlation where a map comes to fit, so less of it is worth a stretch."""
+
+_KEPT = 0.8, 0.95
+"""Shorter memories than Adam's usual ones: there are some dozens of steps, and likeness changes fast."""
 
 _LEVER_MM = 100.0
 """Turning or stretching by one unit of its parameter moves a point at this distance by one mm."""
@@ -66,7 +70,7 @@ def refine(
     free = torch.tensor(_FREE[model], dtype=torch.float64)
     parameters = torch.zeros(len(starts), 12, dtype=torch.float64, requires_grad=True)
     middle = torch.from_numpy(np.asarray(center, dtype=np.float64))
-    ascent = _Adam(parameters)
+    descent = Adam(parameters, _KEPT)
     stiffness = _STRETCH_PENALTY["correlation" if likeness.correlation else "information"]
     best = torch.full((len(starts),), -torch.inf, dtype=torch.float64)
     best_matrices = base.clone()
@@ -77,35 +81,16 @@ def refine(
             both = both_ways(matrices)
             penalty = stiffness * _stretch(matrices)
             score, by_both = scores_and_gradient(both.detach())
-            (gradient,) = torch.autograd.grad((both, penalty), parameters, (by_both, -torch.ones_like(penalty)))
+            # One number: given several gradients, autograd would import half of torch's compiler to check them.
+            (gradient,) = torch.autograd.grad(penalty.sum() - (both * by_both).sum(), parameters)
         quality = score - penalty.detach()
         better = quality > best
         best = torch.where(better, quality, best)
         best_matrices = torch.where(better[:, None, None], matrices.detach(), best_matrices)
-        ascent.step(gradient, step_mm * (0.55 + 0.45 * math.cos(math.pi * iteration / iterations)))
+        descent.step(gradient, step_mm * (0.55 + 0.45 * math.cos(math.pi * iteration / iterations)))
     with torch.no_grad():
         final = likeness(best_matrices)
     return [AffineTransform(matrix.numpy()) for matrix in best_matrices], final
-
-
-class _Adam:
-    """Kingma and Ba's ascent; torch's own takes seconds to import in a fresh process."""
-
-    MEAN, SQUARE = 0.8, 0.95
-
-    def __init__(self, parameters: Tensor) -> None:
-        self._parameters = parameters
-        self._mean, self._square = torch.zeros_like(parameters), torch.zeros_like(parameters)
-        self._steps = 0
-
-    def step(self, gradient: Tensor, length: float) -> None:
-        self._steps += 1
-        self._mean.lerp_(gradient, 1 - self.MEAN)
-        self._square.lerp_(gradient.square(), 1 - self.SQUARE)
-        mean = self._mean / (1 - self.MEAN**self._steps)
-        square = self._square / (1 - self.SQUARE**self._steps)
-        with torch.no_grad():
-            self._parameters += length * mean / (square.sqrt() + 1e-8)
 
 
 def _local_maps(parameters: Tensor, center: Tensor) -> Tensor:

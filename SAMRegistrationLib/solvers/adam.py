@@ -12,12 +12,14 @@ class Adam:
 
     Args:
         parameter: a leaf; changed in place.
+        kept: how much of the running means of gradient and squared gradient a step keeps.
     """
 
-    MEAN, SQUARE, EPSILON = 0.9, 0.999, 1e-8
+    EPSILON = 1e-8
 
-    def __init__(self, parameter: torch.Tensor) -> None:
+    def __init__(self, parameter: torch.Tensor, kept: tuple[float, float] = (0.9, 0.999)) -> None:
         self._parameter = parameter
+        self._kept = kept
         self._mean, self._square, self._root = (torch.zeros_like(parameter, requires_grad=False) for _ in range(3))
         self._steps = 0
 
@@ -37,12 +39,13 @@ class Adam:
         self._root.div_(root).add_(self.EPSILON)
         self._parameter.sub_(self._mean.div(self._root).mul_(scale))
 
-    @classmethod
-    def coefficients(cls, step: int, rate: float) -> tuple[float, float]:
+    def coefficients(self, step: int, rate: float) -> tuple[float, float]:
         """By what the root of the squares is divided in a step, counted from 1, and what the quotient is worth."""
-        return math.sqrt(1.0 - cls.SQUARE**step), rate / (1.0 - cls.MEAN**step)
+        mean, square = self._kept
+        return math.sqrt(1.0 - square**step), rate / (1.0 - mean**step)
 
     def _gather(self, gradient: torch.Tensor) -> None:
-        self._mean.lerp_(gradient, 1.0 - self.MEAN)
-        self._square.mul_(self.SQUARE).addcmul_(gradient, gradient, value=1.0 - self.SQUARE)
+        mean, square = self._kept
+        self._mean.lerp_(gradient, 1.0 - mean)
+        self._square.mul_(square).addcmul_(gradient, gradient, value=1.0 - square)
         torch.sqrt(self._square, out=self._root)

@@ -52,7 +52,7 @@ class DeviceDescent:
         self._adam = Adam(descent.parameter)
         rates = [config.learning_rate * rate_share(iteration, config) for iteration in range(config.iterations)]
         self._coefficients = torch.tensor(
-            [Adam.coefficients(iteration + 1, rate) for iteration, rate in enumerate(rates)], device=device
+            [self._adam.coefficients(iteration + 1, rate) for iteration, rate in enumerate(rates)], device=device
         )
         # What lies before the first loss is infinite: nothing has settled as long as that is in sight.
         self._window = 2 * config.patience
