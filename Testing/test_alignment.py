@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from SAMRegistrationLib.alignment import align
+from SAMRegistrationLib.alignment import Alignment, align, improved_on_same_body
 from SAMRegistrationLib.alignment.align import confirms
 from SAMRegistrationLib.alignment.checks import doubts
 from SAMRegistrationLib.alignment.intensity_alignment import IntensityAligner
@@ -200,6 +202,18 @@ def test_an_initial_map_is_improved() -> None:
     fixed, moving = _phantom(_grid(), AffineTransform()), _phantom(_grid(), truth.inverse())
     found = align(fixed, moving, model="translation", initial=AffineTransform.translation((4, 0, 0)))
     assert _body_error(found.transform, truth) < 1.5
+
+
+def test_intensities_improve_a_map_by_features_where_both_volumes_show_one_body_only() -> None:
+    truth = AffineTransform.translation((9, -6, 7))
+    fixed, moving = _phantom(_grid(), AffineTransform()), _phantom(_grid(), truth.inverse())
+    found = Alignment(AffineTransform.translation((3, -1, 1)), "rigid", 60, 0.95, "features", [], True)
+    better = improved_on_same_body(found, fixed, moving)
+    assert _body_error(better.transform, truth) < 1.5 and better.method == "features"
+    for other in (replace(found, score=0.8), replace(found, method="intensities")):
+        assert improved_on_same_body(other, fixed, moving) is other
+    apart = _phantom(_grid(), AffineTransform.translation((0, 0, 60)), contrast=True)
+    assert improved_on_same_body(found, fixed, apart) is found, "what was said to look alike does not"
 
 
 def test_every_translation_is_searched() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,9 +93,26 @@ def test_the_two_way_search_comes_closer_to_the_truth(pair: PhantomPair, problem
 
 
 def test_the_search_leaves_out_what_the_mask_leaves_out(problem: Problem) -> None:
+    problem.initial = problem.initial.compose(AffineTransform.translation((30.0, 0.0, -24.0)))
     everything = convex_search(problem, block=2, radius=3)
     problem.fixed_mask = torch.zeros(problem.grid.shape, dtype=torch.bool)
     assert convex_search(problem, block=2, radius=3).abs().max() < 1e-6 < everything.abs().max()
+
+
+def test_what_the_moving_volume_does_not_show_is_not_pulled_to_its_end(
+    pair: PhantomPair, problem: Problem
+) -> None:
+    whole = pair.moving.grid
+    kept = whole.size[2] // 2
+    grid = whole.cropped((0, 0, 0), (*whole.size[:2], kept))
+    half = problem_of(pair.fixed, replace(pair.moving, data=pair.moving.data[:kept].contiguous(), grid=grid))
+    half.initial = problem.initial
+    beyond = ~grid.contains(pair.truth(pair.inside()))
+    before = pair.error(half.transform().transform_points)
+    half.displacement = convex_search(half, block=2, radius=3)
+    after = pair.error(half.transform().transform_points)
+    assert after[~beyond].mean() < before[~beyond].mean()
+    assert after[beyond].mean() < 1.2 * before[beyond].mean()
 
 
 def test_a_descent_on_blocks_has_their_resolution_and_comes_closer(pair: PhantomPair, problem: Problem) -> None:

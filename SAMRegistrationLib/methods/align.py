@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..alignment import align
+from ..alignment import align, improved_on_same_body
 from ..alignment.refinement import Model
 from ..errors import InputError
 from ..matching import index_kept
@@ -51,6 +51,8 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
             found = sam_affine(*pair, problem.extractor, fixed_features=features, **options)
             del options["initial"]
             found = look_again(*pair, problem.extractor, features, found, **options)
+        del options["model"]
+        found = improved_on_same_body(found, *pair, **options)
     problem.initial = found.transform
     problem.warnings.extend(found.warnings)
     problem.details["align"] = {"model": found.model, "inliers": found.inliers, "score": found.score}

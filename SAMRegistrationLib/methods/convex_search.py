@@ -37,6 +37,9 @@ def convex_search(problem: Problem, *, block: int = 3, radius: int = 4, mind_sha
         fixed_mask, moving_mask = (
             None if mask is None else average_blocks(at_shape(mask, shape), block) for mask in problem.masks()
         )
+        if moving_mask is not None:
+            # What the moving volume does not show would be pulled to where it ends; the rest takes it along.
+            fixed_mask = moving_mask if fixed_mask is None else fixed_mask * moving_mask
         config = DiscreteConfig(block=1, radius=radius, cost_scale=DESCRIPTOR_SCALE)
         found = upsample(discrete_stage(fixed, moving, config, (fixed_mask, moving_mask)), shape)
     problem.progress(1.0)
