@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 OUTPUT ?= bench-output
 DATA ?= $(or $(SAMREG_DATA),../shared/data)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Threads that wait let go of a processor that others want too (SAMRegistrationLib/shared_processors.py).
+export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: venv demo test test-fast lint bench clean
 
