@@ -16,7 +16,7 @@ from SAMRegistrationLib.benchmark import datasets
 from SAMRegistrationLib.benchmark.datasets import Dataset
 from SAMRegistrationLib.benchmark.methods import METHODS, OURS, Methods
 from SAMRegistrationLib.benchmark.ours import with_features
-from SAMRegistrationLib.benchmark.pairs import Mask, Offset, Pair, Resized, Start
+from SAMRegistrationLib.benchmark.pairs import Mask, Offset, Pair, Resampled, Start
 from SAMRegistrationLib.benchmark.suite import load_suite, suite_names
 from SAMRegistrationLib.errors import InputError, UsageError
 from SAMRegistrationLib.grid import Grid
@@ -84,22 +84,25 @@ def test_a_suite_becomes_pairs_with_everything_that_is_known_about_them(tmp_path
         suite.pairs(["third"])
 
 
-def test_a_pair_with_a_size_is_resampled_to_it_over_the_same_box(tmp_path: Path) -> None:
+def test_a_pair_with_a_size_is_resampled_to_it_around_its_middle(tmp_path: Path) -> None:
     z, y, x = np.indices((6, 10, 8), dtype=np.float32)
-    ramp = sitk.GetImageFromArray(2 * x + 3 * y - z)
+    ramp = sitk.GetImageFromArray(2 * x + 3 * y - z + 100)
     ramp.SetSpacing((3.0, 2.0, 5.0))
     ramp.SetOrigin((7.0, -4.0, 1.0))
     file = tmp_path / "ramp.nii.gz"
     sitk.WriteImage(ramp, str(file))
-    pair = Pair("pair", "family", file, file, Start.IDENTITY, preparation=Resized((16, 20, 18)))
-    made = [sitk.ReadImage(str(path)) for path in (pair.prepared(tmp_path).fixed, pair.prepared(tmp_path).moving)]
-    for image in made:
-        grid, whole = Grid.from_sitk(image), Grid.from_sitk(ramp)
-        assert grid.size == (16, 20, 18)
-        np.testing.assert_allclose(grid.corners(), whole.corners(), atol=1e-4)
-        values = sitk.GetArrayFromImage(image)[3:-3, 1:-1, 1:-1]
-        voxels = whole.to_voxel(grid.to_world(np.stack(np.indices(grid.shape)[::-1], -1)))[3:-3, 1:-1, 1:-1]
-        np.testing.assert_allclose(values, voxels @ (2.0, 3.0, -1.0), atol=1e-3)
+    pair = Pair("pair", "family", file, file, Start.IDENTITY, preparation=Resampled((10, 20, 18), 2.0))
+    prepared = pair.prepared(tmp_path)
+    whole = Grid.from_sitk(ramp)
+    for image in (sitk.ReadImage(str(path)) for path in (prepared.fixed, prepared.moving)):
+        grid, values = Grid.from_sitk(image), sitk.GetArrayFromImage(image)
+        assert grid.size == (10, 20, 18) and grid.spacing == (2.0, 2.0, 2.0)
+        np.testing.assert_allclose(grid.center, whole.center, atol=1e-5)
+        voxels = whole.to_voxel(grid.to_world(np.stack(np.indices(grid.shape)[::-1], -1)))
+        inside = ((voxels > 0) & (voxels < np.array(whole.size) - 1)).all(axis=-1)
+        np.testing.assert_allclose(values[inside], (voxels @ (2.0, 3.0, -1.0) + 100)[inside], atol=1e-3)
+        beyond = ((voxels < -0.6) | (voxels > np.array(whole.size) - 0.4)).any(axis=-1)
+        assert beyond.any() and (values[beyond] == 95).all()
 
 
 def changed(folder: Path, **changes: Any) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import InputError
 from .datasets import Dataset
-from .pairs import Mask, Offset, Pair, Preparation, Region, Resized, Start, Truth
+from .pairs import Mask, Offset, Pair, Preparation, Region, Resampled, Start, Truth
 from .starts import hard_start
 
 
@@ -71,5 +71,5 @@ def _preparation(entry: dict[str, Any]) -> Preparation | None:
         return Offset(np.asarray(entry["moving_offset"]))
     if "size" in entry:
         x, y, z = entry["size"]
-        return Resized((int(x), int(y), int(z)))
+        return Resampled((int(x), int(y), int(z)), float(entry["spacing"]))
     return hard_start(entry["hard_start"]) if "hard_start" in entry else None

@@ -47,20 +47,14 @@ def center_of(image: sitk.Image) -> FloatArray:
     return np.asarray(image.TransformContinuousIndexToPhysicalPoint(middle))
 
 
-def resized(image: sitk.Image, size: tuple[int, int, int]) -> sitk.Image:
-    """The image with `size` voxels (x, y, z) over exactly the same box, interpolated linearly."""
-    spacing = np.asarray(image.GetSpacing()) * image.GetSize() / np.asarray(size)
-    corner = image.TransformContinuousIndexToPhysicalPoint([-0.5] * 3)
+def resampled(image: sitk.Image, size: tuple[int, int, int], spacing: float) -> sitk.Image:
+    """The image on `size` cubic voxels (x, y, z) around its middle, linearly; beyond it its lowest value."""
     axes = np.reshape(image.GetDirection(), (3, 3))
-    reference = sitk.Image(list(size), image.GetPixelID())
-    reference.SetSpacing(spacing.tolist())
-    reference.SetDirection(image.GetDirection())
-    reference.SetOrigin((np.asarray(corner) + axes @ (spacing / 2)).tolist())
-    # A voxel of the edge reaches beyond the outermost centers, where the nearest value counts.
-    interpolator = sitk.ResampleImageFilter()
-    interpolator.SetReferenceImage(reference)
-    interpolator.UseNearestNeighborExtrapolatorOn()
-    return interpolator.Execute(image)
+    origin = center_of(image) - axes @ ((np.asarray(size) - 1) / 2 * spacing)
+    lowest = float(sitk.GetArrayViewFromImage(image).min())
+    transform, interpolator = sitk.Transform(), sitk.sitkLinear
+    placement = origin.tolist(), [spacing] * 3, image.GetDirection()
+    return sitk.Resample(image, list(size), transform, interpolator, *placement, lowest)
 
 
 def stored(folder: Path, name: str, image: sitk.Image) -> Path:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import SimpleITK as sitk
 
-from .geometry import FloatArray, apply_matrix, center_of, moved_in_world, resized, stored
+from .geometry import FloatArray, apply_matrix, center_of, moved_in_world, resampled, stored
 
 
 class Start(Enum):
@@ -174,14 +174,20 @@ class Offset:
 
 
 @dataclass(frozen=True)
-class Resized:
-    """Both volumes resampled to so many voxels (x, y, z) over the same box, to compare times at a stated size."""
+class Resampled:
+    """Both volumes on cubic voxels, so many of them around the volume's middle, to compare times at a stated size.
+
+    Args:
+        size: voxels (x, y, z); what lies beyond the volume gets its lowest value.
+        spacing: their side in mm.
+    """
 
     size: tuple[int, int, int]
+    spacing: float
 
     def prepare(self, pair: Pair, folder: Path) -> Pair:
         fixed, moving = (
-            stored(folder, f"{pair.name}_{role}", resized(sitk.ReadImage(str(path)), self.size))
+            stored(folder, f"{pair.name}_{role}", resampled(sitk.ReadImage(str(path)), self.size, self.spacing))
             for role, path in (("fixed", pair.fixed), ("moving", pair.moving))
         )
         return replace(pair, fixed=fixed, moving=moving, preparation=None)
