@@ -281,20 +281,28 @@ class _Descent:
 def _voxel_weight(problem: Problem, near_bodies: bool) -> Tensor | None:
     """1 where both volumes have data under the displacement found, at half resolution; None for everywhere."""
     shape = tuple(max(1, n // 2) for n in problem.grid.shape)
-    fixed, moving = (None if mask is None else at_shape(mask, shape) for mask in problem.masks())
+    fixed, moving = _masks_at(problem, shape)
     if moving is not None and problem.displacement is not None:
         moving = warp(moving, upsample(problem.displacement, shape))
-    near = problem.near_bodies() if near_bodies else None
-    weights = [weight for weight in (near, fixed, moving) if weight is not None]
-    return reduce(torch.mul, weights) if weights else None
+    return _product(problem.near_bodies() if near_bodies else None, fixed, moving)
 
 
 def _known_under(problem: Problem, displacements: tuple[Tensor, ...]) -> Tensor | None:
     """1 where both volumes have data under all displacements of one shape, on their grid; None for everywhere."""
-    shape = tuple(displacements[0].shape[2:])
-    fixed, moving = (None if mask is None else at_shape(mask, shape) for mask in problem.masks())
+    fixed, moving = _masks_at(problem, tuple(displacements[0].shape[2:]))
     under = [] if moving is None else [warp(moving, u, padding="zeros") for u in displacements]
-    known = [mask for mask in (fixed, *under) if mask is not None]
+    return _product(fixed, *under)
+
+
+def _masks_at(problem: Problem, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
+    """The problem's masks at a shape over the working grid's box."""
+    fixed, moving = problem.masks()
+    return _weight_at(fixed, shape), _weight_at(moving, shape)
+
+
+def _product(*weights: Tensor | None) -> Tensor | None:
+    """The product of those weights that there are; None, for everywhere, without any."""
+    known = [weight for weight in weights if weight is not None]
     return reduce(torch.mul, known) if known else None
 
 
