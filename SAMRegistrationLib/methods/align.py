@@ -35,23 +35,20 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
         problem.initial = start
         problem.details["align"] = {"model": "given"}
         return
+    pair = problem.fixed, problem.moving
+    initial = start if isinstance(start, AffineTransform) else None
     options: dict[str, Any] = {
-        "model": model,
-        "initial": start if isinstance(start, AffineTransform) else None,
         "fixed_mask": problem.fixed_mask,
         "moving_mask": problem.moving_mask,
         "seed": problem.seed,
     }
     if problem.extractor.name == "mind":
-        found = align(problem.fixed, problem.moving, **options)
+        found = align(*pair, model=model, initial=initial, **options)
     else:
-        features = problem.fixed_features()
-        pair = problem.fixed, problem.moving
+        extractor, features = problem.extractor, problem.fixed_features()
         with index_kept(features):
-            found = sam_affine(*pair, problem.extractor, fixed_features=features, **options)
-            del options["initial"]
-            found = look_again(*pair, problem.extractor, features, found, **options)
-        del options["model"]
+            found = sam_affine(*pair, extractor, model=model, initial=initial, fixed_features=features, **options)
+            found = look_again(*pair, extractor, features, found, model=model, **options)
         found = improved_on_same_body(found, *pair, **options)
     problem.initial = found.transform
     problem.warnings.extend(found.warnings)
