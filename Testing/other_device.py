@@ -72,6 +72,8 @@ def other_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         patch.setattr(Tensor, "tolist", lambda self: read_list(_on_cpu(self)))
         patch.setattr(torch, "Generator", lambda _device="cpu": generator("cpu"))
         patch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+        # Views of tensors that were made without version counters are refused to all but torch's own.
+        patch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else torch.enable_grad())
         with _OtherDevice():
             yield OTHER_DEVICE
 

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from strategies import STORAGES, require_cuda, stored
 
 from SAMRegistrationLib import Image, RegistrationResult, read_image, read_labels, register, write_image
 from SAMRegistrationLib.evaluation import evaluate
 from SAMRegistrationLib.sampling import Interpolation
+from Testing.other_device import other_device
 
 SAMPLES = Path(__file__).resolve().parents[1] / "Resources" / "SampleData"
 SPACING = 4.0
 LUNGS = (2, 3)
 TENTH_OF_A_WORKING_VOXEL = 0.2
+QUARTER_OF_A_WORKING_VOXEL = 0.5
 
 pytestmark = pytest.mark.slow
 
@@ -93,3 +96,20 @@ def test_the_file_format_of_real_volumes_does_not_matter(
         write_image(volume, tmp_path / name)
     again = register(tmp_path / "fixed.nrrd", tmp_path / "moving.mha")
     assert largest_difference(result, again) < TENTH_OF_A_WORKING_VOXEL
+
+
+@pytest.mark.parametrize("preset", ["default", "samconvex-io"])
+def test_a_whole_registration_stays_on_the_device_that_it_was_given(
+    volumes: tuple[Image, Image], monkeypatch: pytest.MonkeyPatch, preset: str
+) -> None:
+    """A GPU refuses what this device refuses; recorded kernels and half precision are for a GPU itself to test."""
+    chest = volumes[0]
+    # Two parts of one chest, 12 cm wide, that have most in common.
+    parts = [chest.resampled(chest.grid.cropped((first, 20, 32), (first + 30, 50, 56))) for first in (24, 27)]
+    on_cpu = register(*parts, preset=preset, device="cpu")
+    monkeypatch.setattr("SAMRegistrationLib.pipeline.resolve_device", torch.device)
+    with other_device(monkeypatch) as device:
+        there = register(*parts, preset=preset, device=device)
+    assert there.displacement.data.device.type == "cpu"
+    # Sums in another order match a few vectors to other voxels.
+    assert np.median(difference_at_places(there, on_cpu)) < QUARTER_OF_A_WORKING_VOXEL
