@@ -17,7 +17,7 @@ from ..alignment import Alignment, agreement, align, judge
 from ..features.base import FeatureExtractor, Features
 from ..grid import Grid
 from ..image import Image
-from ..sampling import sample, voxel_mesh
+from ..sampling import sample_mapped, voxel_mesh
 from ..transforms import AffineTransform
 
 QUARTER_TURNS = (90, 180, 270)
@@ -127,9 +127,14 @@ def turned_grid(grid: Grid, turn: AffineTransform) -> Grid:
 def aligned_volume(moving: Image, transform: AffineTransform, grid: Grid) -> Image:
     """The moving volume as it lies on a fixed grid under a linear map; its background outside."""
     to_moving = moving.grid.world_to_voxel @ transform.matrix @ grid.voxel_to_world
-    mesh = voxel_mesh(grid.shape, to_moving, moving.data.device)
-    values = sample(moving.tensor(), mesh, fill=moving.background)[0, 0]
-    return Image(values, grid, moving.pixel_type, moving.modality)
+    device = moving.data.device
+    values = sample_mapped(
+        moving.tensor(),
+        grid.shape,
+        lambda slab: voxel_mesh(grid.shape, to_moving, device, slab),
+        fill=moving.background,
+    )
+    return Image(values[0, 0], grid, moving.pixel_type, moving.modality)
 
 
 def _turn_as_stored(transform: AffineTransform, fixed: Image, moving: Image) -> float:

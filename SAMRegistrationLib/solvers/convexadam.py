@@ -122,8 +122,10 @@ def _averaged(features: torch.Tensor, axis: int, size: int) -> torch.Tensor:
     length = features.shape[axis]
     ends = [(part * length // size, -(-(part + 1) * length // size)) for part in range(size)]
     last = features.movedim(1, -1)
-    means = [last.narrow(axis - 1, first, end - first).mean(axis - 1) for first, end in ends]
-    return torch.stack(means, axis - 1).movedim(-1, 1)
+    means = last.new_empty([size if dim == axis - 1 else n for dim, n in enumerate(last.shape)])
+    for part, (first, end) in enumerate(ends):
+        means.select(axis - 1, part).copy_(last.narrow(axis - 1, first, end - first).mean(axis - 1))
+    return means.movedim(-1, 1)
 
 
 def adam_stage(

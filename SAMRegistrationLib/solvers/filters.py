@@ -53,8 +53,10 @@ def _mean_of_three(volume: torch.Tensor, passes: int) -> torch.Tensor:
     if volume.device.type == "cpu" and volume.numel() > VALUES_IN_CACHE and len(volumes) > 1:
         # Volume by volume they stay in the processor's cache while all passes are made.
         at_once = max(1, VALUES_IN_CACHE // volumes[0].numel())
-        means = [_mean_of_three_at_once(part, passes) for part in volumes.split(at_once)]
-        return torch.cat(means).view(volume.shape)
+        means = torch.empty_like(volumes, memory_format=torch.contiguous_format)
+        for target, part in zip(means.split(at_once), volumes.split(at_once), strict=True):
+            target.copy_(_mean_of_three_at_once(part, passes))
+        return means.view(volume.shape)
     return _mean_of_three_at_once(volume, passes)
 
 

@@ -38,11 +38,7 @@ def sample_table(table: torch.Tensor, shape: Sequence[int], positions: torch.Ten
 
 
 class TableSample:
-    """Values at positions, and what a change of the positions does to them; arguments as for `sample_table`.
-
-    Attributes:
-        values: (P, C) in the type of the table, without a graph.
-    """
+    """Values at positions, and what a change of the positions does to them; arguments as for `sample_table`."""
 
     def __init__(self, table: torch.Tensor, shape: Sequence[int], positions: torch.Tensor) -> None:
         self._table = table
@@ -57,13 +53,16 @@ class TableSample:
         self._weights = weights.t().contiguous().to(table.dtype)
         self._indices = indices
         self._rows: torch.Tensor | None = None
-        if table.device.type == "cpu":
-            with torch.no_grad():
-                self.values = F.embedding_bag(indices, table, per_sample_weights=self._weights, mode="sum")
-        else:
+        if table.device.type != "cpu":
             # Two products for values and gradient: a GPU is slow at launching, not at reading the rows twice.
             self._rows = table.index_select(0, indices.flatten()).view(*indices.shape, -1)
-            self.values = torch.bmm(self._weights[:, None], self._rows)[:, 0]
+
+    def values(self) -> torch.Tensor:
+        """(P, C) in the type of the table, without a graph."""
+        if self._rows is not None:
+            return torch.bmm(self._weights[:, None], self._rows)[:, 0]
+        with torch.no_grad():
+            return F.embedding_bag(self._indices, self._table, per_sample_weights=self._weights, mode="sum")
 
     def _first_rows(self, shape: Sequence[int], positions: torch.Tensor) -> torch.Tensor:
         """Row numbers (P,) of the lowest of the eight voxels; notes where between them the positions lie."""
@@ -112,9 +111,10 @@ class TableSample:
 class _Sampled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, positions: torch.Tensor, table: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-        ctx.sample = TableSample(table, shape, positions)
-        values: torch.Tensor = ctx.sample.values
-        return values
+        # Were the values kept in the sample, they would hold what made them, and that the sample: a table of
+        # half a gigabyte that nobody uses any more, until Python looks for such circles.
+        sample = ctx.sample = TableSample(table, shape, positions)
+        return sample.values()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:

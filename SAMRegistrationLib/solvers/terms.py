@@ -7,6 +7,7 @@ the remedy of region-specific optimization for small badly registered regions).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -70,10 +71,9 @@ class FeatureTerm:
         self.measure = Measure(measure)
         if self.measure is Measure.ABSOLUTE:
             raise ValueError("the absolute difference is not a term of instance optimization")
-        if self.measure is Measure.COSINE:
-            # A sum over channels is several times as fast as torch's norm where they lie far apart.
-            length = fixed.float().square().sum(1, keepdim=True).clamp_(min=1e-24).sqrt_()
-            fixed = (fixed.float() / length).to(fixed.dtype)
+        # Vectors are divided by their lengths when they are looked at: the table of features whose channels lie
+        # side by side is then no copy of them.
+        self._lengths = _lengths(fixed) if self.measure is Measure.COSINE else None
         self._fixed = channel_table(fixed)
         self._moving = channel_table(moving)
         self._moving_shape = tuple(moving.shape[2:])
@@ -85,8 +85,11 @@ class FeatureTerm:
         return _ChunkedMean.apply(self._looks.displaced(state, look), self, look.rows, look.count)
 
     def fixed_at(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The fixed vectors (P, C) of voxels, and their weights (P,)."""
-        return self._fixed.index_select(0, rows), self._looks.weights(rows)
+        """The fixed vectors (P, C) of voxels, for the cosine of unit length, and their weights (P,)."""
+        vectors = self._fixed.index_select(0, rows)
+        if self._lengths is not None:
+            vectors = (vectors.float() / self._lengths.index_select(0, rows)).to(vectors.dtype)
+        return vectors, self._looks.weights(rows)
 
     def compared(self, fixed: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, Gradient]:
         """The measure (P,) at moving positions (P, 3) for fixed vectors (P, C), and its gradient.
@@ -94,11 +97,12 @@ class FeatureTerm:
         The latter gives the gradient (P, 3) by the positions for weights (P, 1) of theirs.
         """
         sample = TableSample(self._moving, self._moving_shape, positions)
-        fixed, moving = fixed.float(), sample.values.float()
+        values = sample.values()
+        fixed, moving = fixed.float(), values.float()
         if self.measure is Measure.SQUARED:
             difference = moving - fixed
             return 0.5 * difference.square().sum(1), lambda weights: sample.gradient(
-                (difference * weights).to(sample.values.dtype)
+                (difference * weights).to(values.dtype)
             )
         length = torch.linalg.vector_norm(moving, dim=1, keepdim=True)
         usable = length.clamp(min=SHORTEST_VECTOR)
@@ -108,9 +112,17 @@ class FeatureTerm:
             # Of -f.m / |m|; a vector too short to have a direction is divided by a constant.
             turning = (cosine / usable).masked_fill_(length < SHORTEST_VECTOR, 0.0)
             by_moving = (moving * turning).sub_(fixed)
-            return sample.gradient(by_moving.to(sample.values.dtype)) * (weights / usable)
+            return sample.gradient(by_moving.to(values.dtype)) * (weights / usable)
 
         return 1.0 - cosine[:, 0], gradient
+
+
+def _lengths(features: torch.Tensor) -> torch.Tensor:
+    """The lengths (z*y*x, 1) of the vectors of (1, C, z, y, x), some slices after the other."""
+    slices = max(1, POSITIONS_PER_CHUNK // math.prod(features.shape[3:]))
+    # A sum over channels is several times as fast as torch's norm where they lie far apart.
+    squares = [part.float().square().sum(1) for part in features.split(slices, dim=2)]
+    return torch.cat(squares, dim=1).view(-1, 1).clamp_(min=1e-24).sqrt_()
 
 
 class _ChunkedMean(torch.autograd.Function):
