@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,6 +13,9 @@ from torch import Tensor
 from ..grid import Grid
 from ..image import Image
 from ..sampling import between_grids
+
+JOINED_SCALE = 0.5**0.5
+"""Of two unit vectors that are joined to one."""
 
 _SLICES_AT_ONCE = 4
 
@@ -66,20 +70,34 @@ class Features:
         """
         if self.coarse is None:
             return self.fine
-        fine, coarse = self.fine.data, self.coarse.data
-        joined = fine.new_empty((1, *fine.shape[2:], self.fine.channels + self.coarse.channels))
+        channels = self.fine.channels + self.coarse.channels
+        joined = self.fine.data.new_empty((1, *self.fine.grid.shape, channels))
+        for part, vectors in self.joined_slabs():
+            joined[0, part] = vectors
+        return FeatureMap(joined.permute(0, 4, 1, 2, 3), self.fine.grid)
+
+    def joined_slabs(self) -> Iterator[tuple[slice, Tensor]]:
+        """The vectors (z, y, x, C) of `joined`, some slices after the other, with the range of the slices."""
+        fine = self.fine.data[0].permute(1, 2, 3, 0)
+        if self.coarse is None:
+            for first in range(0, len(fine), _SLICES_AT_ONCE):
+                yield slice(first, first + _SLICES_AT_ONCE), fine[first : first + _SLICES_AT_ONCE]
+            return
+        for part, coarse in self.coarse_on_fine():
+            yield part, torch.cat((fine[part] * JOINED_SCALE, scaled_to_join(coarse).to(fine.dtype)), dim=-1)
+
+    def coarse_on_fine(self) -> Iterator[tuple[slice, Tensor]]:
+        """The coarse vectors (z, y, x, C) at the fine voxels, float32, not of unit length; as `joined_slabs`."""
+        if self.coarse is None:
+            return
+        coarse = self.coarse.data
         along_z, along_y, along_x = _interpolation_matrices(self.fine.grid, self.coarse.grid, coarse.device)
-        # The channels of a voxel side by side; along x, where it becomes large, a few slices at a time.
+        # The channels of a voxel side by side; along y and x, where it becomes large, a few slices at a time.
         rows = coarse[0].permute(1, 2, 3, 0).float().contiguous()
-        planes = along_y @ (along_z @ rows.flatten(1)).view(-1, rows.shape[1], rows[0, 0].numel())
-        planes = planes.unflatten(2, rows.shape[2:])
+        planes = (along_z @ rows.flatten(1)).view(-1, rows.shape[1], rows[0, 0].numel())
         for first in range(0, len(planes), _SLICES_AT_ONCE):
             part = slice(first, first + _SLICES_AT_ONCE)
-            vectors = along_x @ planes[part]
-            length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_(min=1e-6)
-            torch.mul(fine[0, :, part].permute(1, 2, 3, 0), 0.5**0.5, out=joined[0, part, ..., : fine.shape[1]])
-            joined[0, part, ..., fine.shape[1] :] = vectors.mul_(0.5**0.5 / length)
-        return FeatureMap(joined.permute(0, 4, 1, 2, 3), self.fine.grid)
+            yield part, along_x @ (along_y @ planes[part]).unflatten(2, rows.shape[2:])
 
 
 class FeatureExtractor(Protocol):
@@ -120,6 +138,12 @@ class FeatureExtractor(Protocol):
     def feature_grids(self, grid: Grid) -> tuple[Grid, Grid | None]:
         """Where the maps of `extract_tensor` lie for a volume on `grid`."""
         ...
+
+
+def scaled_to_join(vectors: Tensor) -> Tensor:
+    """Vectors (..., C) in float32, scaled in place to the length that a half of a joined vector has."""
+    length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_(min=1e-6)
+    return vectors.mul_(JOINED_SCALE / length)
 
 
 def divided(grid: Grid, stride: tuple[int, int, int]) -> Grid:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -13,11 +12,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..features.base import FeatureMap, Features
-from ..grid import FloatArray
+from ..grid import FloatArray, Grid
 from ..image import Image
 from ..sampling import Interpolation
 from .hierarchy import CellHierarchy
 from .peak import peak_offset
+from .vectors import JoinedVectors, vectors_of
 
 _CELL = 2
 """Side of the blocks of voxels whose mean vector is searched first."""
@@ -25,6 +25,10 @@ _CELL = 2
 _CELLS_KEPT = 12
 _QUERIES_AT_ONCE = {"cpu": 256, "cuda": 2048}
 """A processor's cache holds few, and a GPU is slow at being told to begin."""
+
+
+_CELLS_AT_ONCE = 1024
+"""Whose vectors stay in a processor's cache."""
 
 
 class FeatureIndex:
@@ -39,15 +43,14 @@ class FeatureIndex:
     """
 
     def __init__(self, features: Features, mask: Image | None = None) -> None:
-        joined = features.joined()
-        # The channels of a voxel side by side: reading vectors here and there is ten times as fast.
-        self.map = replace(joined, data=joined.data.contiguous(memory_format=torch.channels_last_3d))
-        size = self.map.grid.shape
-        allowed = torch.ones(size, dtype=torch.bool, device=joined.data.device)
+        self.grid = features.fine.grid
+        size = self.grid.shape
+        allowed = torch.ones(size, dtype=torch.bool, device=features.fine.data.device)
         if mask is not None:
-            inside = mask.resampled(self.map.grid, Interpolation.NEAREST, default=0).data.to(allowed.device) > 0.5
+            inside = mask.resampled(self.grid, Interpolation.NEAREST, default=0).data.to(allowed.device) > 0.5
             allowed = inside if bool(inside.any()) else allowed
         self._allowed = allowed.flatten()
+        self.vectors = JoinedVectors(features, allowed)
         missing = [-n % _CELL for n in size]
         blocks = _blocks(functional.pad(allowed, [0, missing[2], 0, missing[1], 0, missing[0]]))
         depth, height, width = (-(-n // _CELL) for n in size)
@@ -55,12 +58,11 @@ class FeatureIndex:
         self._cells = blocks.any(dim=1).nonzero()[:, 0]
         self._allowed_in_cells = blocks[self._cells]
         self._rows_of_cells = self._voxels_of_cells()
-        # Read where they lie: a copy of the cells' vectors would take longer than it saves.
-        self._means = functional.embedding_bag(self._rows_of_cells, _voxel_rows(self.map), mode="mean")
+        self._means = self._means_of_cells()
 
     def vectors_at(self, world_points: ArrayLike) -> Tensor:
         """What to look for to find the partners of world positions (n, 3): see `query_vectors`."""
-        return query_vectors(self.map, world_points)
+        return query_vectors(self.vectors, world_points)
 
     def nearest(self, queries: Tensor, thorough: bool = True) -> tuple[FloatArray, FloatArray]:
         """World positions (n, 3), below a voxel, of the vectors most like those given (n, C), and scores (n,).
@@ -74,11 +76,13 @@ class FeatureIndex:
             scores.append(score)
         if not found:
             return np.empty((0, 3)), np.empty(0)
-        world = self.map.grid.to_world(torch.cat(found).double().cpu().numpy())
+        world = self.grid.to_world(torch.cat(found).double().cpu().numpy())
         return world, torch.cat(scores).double().cpu().numpy()
 
     def vectors_around(self, centers: Tensor, radius: int) -> tuple[Tensor, Tensor]:
         """The vectors (n, w, C) of the voxels of windows, x fastest, and which of these may be found (n, w).
+
+        Those of voxels that may not be found mean nothing.
 
         Args:
             centers: (n, 3) whole (x, y, z), the middle of each window.
@@ -88,12 +92,12 @@ class FeatureIndex:
         x, y, z = (centers[:, axis, None] + steps for axis in range(3))
         row, allowed = self._rows(x[:, None, None, :], y[:, None, :, None], z[:, :, None, None])
         row, allowed = row.flatten(1), allowed.flatten(1)
-        vectors = _voxel_rows(self.map).index_select(0, row.flatten())
-        return vectors.view(*row.shape, self.map.channels), allowed
+        vectors = self.vectors.at(row.flatten(), searched_only=True)
+        return vectors.view(*row.shape, self.vectors.channels), allowed
 
     def allows(self, world_points: ArrayLike) -> Tensor:
         """Which world positions (..., 3) lie in the volume and in its mask."""
-        voxel = torch.from_numpy(np.rint(self.map.grid.to_voxel(world_points))).long().to(self._cells.device)
+        voxel = torch.from_numpy(np.rint(self.grid.to_voxel(world_points))).long().to(self._cells.device)
         return self._rows(*voxel.unbind(-1))[1]
 
     def _rows(self, x: Tensor, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,10 +106,10 @@ class FeatureIndex:
         Whole x, y and z of any shapes that fit together; a voxel beyond the volume gets the row of its edge.
         """
         near, inside = [], []
-        for position, size in zip((x, y, z), self.map.grid.size, strict=True):
+        for position, size in zip((x, y, z), self.grid.size, strict=True):
             near.append(position.clamp(0, size - 1))
             inside.append(near[-1] == position)
-        row = _row(self.map, *near)
+        row = _row(self.grid, *near)
         return row, inside[0] & inside[1] & inside[2] & self._allowed[row]
 
     @cached_property
@@ -119,7 +123,7 @@ class FeatureIndex:
         else:
             cells = self._hierarchy.best_cells(queries)
         rows = self._rows_of_cells.index_select(0, cells.flatten())
-        vectors = _voxel_rows(self.map).index_select(0, rows.flatten())
+        vectors = self.vectors.at(rows.flatten(), searched_only=True)
         vectors = vectors.view(len(queries), cells.shape[1] * _CELL**3, queries.shape[1])
         similarity = torch.bmm(vectors, queries[:, :, None])[..., 0].float()
         similarity = similarity.masked_fill(~self._allowed_in_cells[cells].flatten(1), -2.0)
@@ -128,12 +132,22 @@ class FeatureIndex:
         voxel = self._voxel_of(cell, best % _CELL**3)
         return voxel + self._peak_offset(queries, voxel, score), score
 
+    def _means_of_cells(self) -> Tensor:
+        """The mean vectors (cells, C)."""
+        device = self._cells.device
+        means = torch.empty(len(self._cells), self.vectors.channels, dtype=self.vectors.dtype, device=device)
+        at_once = _CELLS_AT_ONCE if device.type == "cpu" else max(len(means), 1)
+        for target, rows in zip(means.split(at_once), self._rows_of_cells.split(at_once), strict=True):
+            own = torch.arange(rows.numel(), device=rows.device).view(rows.shape)
+            target.copy_(functional.embedding_bag(own, self.vectors.at(rows.flatten()), mode="mean"))
+        return means
+
     def _voxels_of_cells(self) -> Tensor:
         """The rows (cells, 8) of the map that hold the voxels of all cells; beyond the volume its edge."""
         corners = torch.arange(_CELL**3, device=self._cells.device)
         voxel = self._voxel_of(self._cells[:, None], corners)
-        size = torch.tensor(self.map.grid.size, device=voxel.device)
-        return _row(self.map, *torch.minimum(voxel, size - 1).unbind(-1))
+        size = torch.tensor(self.grid.size, device=voxel.device)
+        return _row(self.grid, *torch.minimum(voxel, size - 1).unbind(-1))
 
     def _voxel_of(self, cell: Tensor, corner: Tensor) -> Tensor:
         """Voxel indices (..., 3) as (x, y, z) of the corners of cells."""
@@ -143,21 +157,20 @@ class FeatureIndex:
 
     def _peak_offset(self, queries: Tensor, voxel: Tensor, score: Tensor) -> Tensor:
         """Where the parabolas through the neighbors' similarities peak, at most half a voxel away (n, 3)."""
-        rows = _voxel_rows(self.map)
         offset = torch.zeros(voxel.shape, device=voxel.device)
-        for axis, size in enumerate(self.map.grid.size):
+        for axis, size in enumerate(self.grid.size):
             sides = []
             for step in (-1, 1):
                 neighbor = voxel.clone()
                 neighbor[:, axis] = (neighbor[:, axis] + step).clamp(0, size - 1)
-                vectors = rows.index_select(0, _row(self.map, *neighbor.unbind(1)))
+                vectors = self.vectors.at(_row(self.grid, *neighbor.unbind(1)))
                 sides.append((queries * vectors).sum(dim=1).float())
             interior = (voxel[:, axis] > 0) & (voxel[:, axis] < size - 1)
             offset[:, axis] = torch.where(interior, peak_offset(sides[0], score, sides[1]), 0.0)
         return offset
 
 
-def query_vectors(features: FeatureMap, world_points: ArrayLike) -> Tensor:
+def query_vectors(features: FeatureMap | JoinedVectors, world_points: ArrayLike) -> Tensor:
     """Unit vectors (n, C) that name world positions (n, 3) to another volume.
 
     Linearly interpolated, then averaged over the voxel's 3x3x3 neighborhood: the mean depends less on the noise of
@@ -167,13 +180,16 @@ def query_vectors(features: FeatureMap, world_points: ArrayLike) -> Tensor:
     return _weighed(features, world_points, -1, lambda f: [1 - f, torch.ones_like(f), torch.ones_like(f), f])
 
 
-def interpolated_vectors(features: FeatureMap, world_points: ArrayLike) -> Tensor:
+def interpolated_vectors(features: FeatureMap | JoinedVectors, world_points: ArrayLike) -> Tensor:
     """The unit vectors (n, C) of world positions (n, 3) themselves, linearly interpolated."""
     return _weighed(features, world_points, 0, lambda f: [1 - f, f])
 
 
 def _weighed(
-    features: FeatureMap, world_points: ArrayLike, first: int, kernel: Callable[[Tensor], list[Tensor]]
+    features: FeatureMap | JoinedVectors,
+    world_points: ArrayLike,
+    first: int,
+    kernel: Callable[[Tensor], list[Tensor]],
 ) -> Tensor:
     """Weighted means (n, C) of the voxels around world positions (n, 3), made unit vectors; edges are repeated.
 
@@ -183,35 +199,32 @@ def _weighed(
         first: where the kernel begins along every axis, counted from the voxel below a position.
         kernel: weights of successive voxels, by how far (n, 3) the position is above the voxel below.
     """
-    voxel = torch.from_numpy(features.grid.to_voxel(world_points)).float().to(features.data.device)
+    source = features if isinstance(features, JoinedVectors) else vectors_of(features)
+    voxel = torch.from_numpy(source.grid.to_voxel(world_points)).float().to(source.device)
     below = voxel.floor()
     weights = torch.stack(kernel(voxel - below), dim=1)
     steps = torch.arange(first, first + weights.shape[1], device=voxel.device)
-    last = torch.tensor(features.grid.size, device=voxel.device) - 1
+    last = torch.tensor(source.grid.size, device=voxel.device) - 1
     places = torch.minimum((below.long()[:, None] + steps[:, None]).clamp(min=0), last)
-    rows = _row(features, places[:, None, None, :, 0], places[:, None, :, None, 1], places[:, :, None, None, 2])
+    x, y, z = places[:, None, None, :, 0], places[:, None, :, None, 1], places[:, :, None, None, 2]
+    rows = _row(source.grid, x, y, z)
     weight = weights[:, :, None, None, 2] * weights[:, None, :, None, 1] * weights[:, None, None, :, 0]
     rows, weight = rows.flatten(1), weight.flatten(1)
-    total = voxel.new_empty(len(voxel), features.channels)
+    total = voxel.new_empty(len(voxel), source.channels)
     for part in torch.arange(len(voxel), device=voxel.device).split(_at_once(voxel.device)):
-        vectors = _voxel_rows(features).index_select(0, rows[part].flatten()).float()
-        around = vectors.view(*rows[part].shape, features.channels)
+        vectors = source.at(rows[part].flatten()).float()
+        around = vectors.view(*rows[part].shape, source.channels)
         total[part] = torch.bmm(weight[part, None], around)[:, 0]
-    return functional.normalize(total, dim=1).to(features.data.dtype)
+    return functional.normalize(total, dim=1).to(source.dtype)
 
 
 def _at_once(device: torch.device) -> int:
     return _QUERIES_AT_ONCE.get(device.type, _QUERIES_AT_ONCE["cpu"])
 
 
-def _voxel_rows(features: FeatureMap) -> Tensor:
-    """The vectors of all voxels (z*y*x, C), x fastest; a view."""
-    return features.data[0].flatten(1).T
-
-
-def _row(features: FeatureMap, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    """Where whole voxels inside the volume are among `_voxel_rows`."""
-    _, height, width = features.grid.shape
+def _row(grid: Grid, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    """The numbers of whole voxels inside a volume, counted with x fastest."""
+    _, height, width = grid.shape
     return (z * height + y) * width + x
 
 

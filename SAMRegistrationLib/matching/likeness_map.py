@@ -9,8 +9,6 @@ from numpy.typing import ArrayLike
 from ..image import Image
 from .index import FeatureIndex
 
-_SLICES_AT_ONCE = 16
-
 
 def likeness_map(index: FeatureIndex, source: FeatureIndex, world_point: ArrayLike) -> Image:
     """The cosine similarity, -1 to 1, of every voxel of a volume's features to a point of the other volume.
@@ -24,8 +22,7 @@ def likeness_map(index: FeatureIndex, source: FeatureIndex, world_point: ArrayLi
         A volume on the grid of the features, on the CPU.
     """
     query = source.vectors_at(np.reshape(world_point, (1, 3)))[0]
-    values = torch.zeros(index.map.grid.shape, device=query.device)
-    for first in range(0, index.map.grid.shape[0], _SLICES_AT_ONCE):
-        slab = index.map.data[0, :, first : first + _SLICES_AT_ONCE].float()
-        values[first : first + _SLICES_AT_ONCE] = torch.einsum("c,czyx->zyx", query.float(), slab)
-    return Image(values.cpu(), index.map.grid)
+    values = torch.zeros(index.grid.shape, device=query.device)
+    for part, vectors in index.vectors.slabs():
+        values[part] = vectors.float() @ query.float()
+    return Image(values.cpu(), index.grid)

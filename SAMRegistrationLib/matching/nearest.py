@@ -78,8 +78,9 @@ def partners(points: FloatArray, source: FeatureIndex, target: FeatureIndex) -> 
     Raises:
         ValueError: if the features have different numbers of channels.
     """
-    if source.map.channels != target.map.channels:
-        raise ValueError(f"features of {source.map.channels} and of {target.map.channels} channels cannot match")
+    channels = source.vectors.channels, target.vectors.channels
+    if channels[0] != channels[1]:
+        raise ValueError(f"features of {channels[0]} and of {channels[1]} channels cannot match")
     with torch.no_grad():
         return target.nearest(source.vectors_at(points))
 
@@ -105,7 +106,7 @@ def stable_matches(points_world: ArrayLike, fixed: FeatureIndex, moving: Feature
         moving: of the moving volume.
         cycles: number of rounds.
     """
-    voxel = float(np.mean(fixed.map.grid.spacing))
+    voxel = float(np.mean(fixed.grid.spacing))
     points = np.array(points_world, dtype=np.float64).reshape(-1, 3)
     matched, score = np.empty_like(points), np.empty(len(points))
     moved = np.full(len(points), np.inf)

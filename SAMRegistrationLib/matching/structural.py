@@ -112,7 +112,7 @@ def match_structurally(
     points = np.asarray(points_world, dtype=np.float64).reshape(-1, 3)
     matched, score = partners(points, source, target)
     support, residual = np.zeros(len(points)), np.full(len(points), np.inf)
-    at_once = _POINTS_AT_ONCE_ON_GPU if target.map.data.device.type == "cuda" else _POINTS_AT_ONCE
+    at_once = _POINTS_AT_ONCE_ON_GPU if target.vectors.device.type == "cuda" else _POINTS_AT_ONCE
     with torch.no_grad():
         for first in range(0, len(points), at_once):
             rows = np.arange(first, min(first + at_once, len(points)))
@@ -150,7 +150,7 @@ def _fitted(
     offsets = lattice.offsets()
     neighbors = points[:, None] + offsets
     usable = source.allows(neighbors)
-    queries = interpolated_vectors(source.map, neighbors.reshape(-1, 3))
+    queries = interpolated_vectors(source.vectors, neighbors.reshape(-1, 3))
     device = queries.device
     on_device = torch.from_numpy(points).to(device), torch.from_numpy(offsets).to(device)
     if guess is None:

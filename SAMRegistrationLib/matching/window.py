@@ -45,7 +45,7 @@ def most_similar_near(
     Returns:
         Positions (n, k, 3), and whether there was any voxel to be found (n, k).
     """
-    grid = index.map.grid
+    grid = index.grid
     radius = _in_voxels(RADIUS_MM, grid, MOST_VOXELS)
     reach = _in_voxels(reach_mm, grid, MOST_VOXELS_OF_REACH)
     side = 2 * (reach + radius) + 1
@@ -86,11 +86,11 @@ def expected_positions(
     """
     if len(queries) == 0:
         return predicted, width, width > 0
-    grid = index.map.grid
+    grid = index.grid
     center = _nearest_voxels(grid, predicted)
     offsets = _offsets(MOST_VOXELS, center.device)
     similarity, allowed = [], []
-    at_once = _at_once(len(offsets) * index.map.channels, queries)
+    at_once = _at_once(len(offsets) * index.vectors.channels, queries)
     for query, middle in zip(queries.split(at_once), center.split(at_once), strict=True):
         alike, may = _likeness(index, query[:, None], middle, MOST_VOXELS)
         similarity.append(alike[:, 0])

@@ -107,7 +107,7 @@ def consistent_matches(
     )
     matches = match_points(points, first, second)
     moved = matches.matched - matches.points
-    voxel = float(np.mean(first.map.grid.spacing))
+    voxel = float(np.mean(first.grid.spacing))
     keep = (matches.cycle_error < _MOST_CYCLE_VOXELS * voxel) & (np.linalg.norm(moved, axis=1) < largest_mm)
     if keep.sum() < _LEAST_MATCHES:
         raise InputError(f"only {int(keep.sum())} points could be matched for the coarse deformation")

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..features.base import FeatureExtractor
 from ..image import Image
 from ..image_io import read_image, read_labels
-from ..matching import match_structurally, query_vectors
+from ..matching import match_structurally
 from ..methods.aligned_matching import AlignedPointMatcher
 from ..methods.point_matching import EmbeddedVolume
 from .evaluation_views import changed_views
@@ -127,14 +127,15 @@ class _Ways:
     def __init__(self, fixed: EmbeddedVolume, moving: EmbeddedVolume, extractor: FeatureExtractor) -> None:
         self.fixed = fixed.index
         self.moving = moving.index
+        self.moving_features = moving.features
         finds_places = fixed.features.coarse is not None
         self.aligned = AlignedPointMatcher(fixed, moving, extractor) if finds_places else None
 
     def match(self, points: np.ndarray) -> dict[str, np.ndarray]:
         """World positions (n, 3) of the partners of points (n, 3) by each way that the features allow."""
-        nearest = nearest_voxels(query_vectors(self.fixed.map, points), self.moving.map)
+        nearest = nearest_voxels(self.fixed.vectors_at(points), self.moving_features.joined())
         found = {
-            "nearest": self.moving.map.grid.to_world(nearest.cpu().numpy()),
+            "nearest": self.moving.grid.to_world(nearest.cpu().numpy()),
             "structural": match_structurally(points, self.fixed, self.moving).matched,
         }
         if self.aligned is not None:

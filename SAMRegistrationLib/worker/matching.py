@@ -203,8 +203,8 @@ def _halved(features: Features) -> Features:
 
 
 def _bytes_of(index: FeatureIndex) -> int:
-    held = [index.map.data, *(value for value in vars(index).values() if isinstance(value, torch.Tensor))]
-    return sum(tensor.nbytes for tensor in held)
+    held = [value for value in vars(index).values() if isinstance(value, torch.Tensor)]
+    return index.vectors.nbytes + sum(tensor.nbytes for tensor in held)
 
 
 def _positions(points: list) -> FloatArray:
