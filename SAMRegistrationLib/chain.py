@@ -11,6 +11,7 @@ import torch
 from .configuration import choose, usual_preset
 from .errors import RegistrationWarning
 from .features.memory import available_memory
+from .memory_reuse import give_back_much
 from .methods.problem import Problem
 from .metrics import StageRecorder
 from .presets import Preset, Stage, load_preset
@@ -53,6 +54,7 @@ def run_chain(
 def _run(recorder: StageRecorder, problem: Problem, stages: tuple[Stage, ...], start: Transform | None) -> None:
     for label, stage in zip(stage_labels(stages), stages, strict=True):
         with recorder.stage(label):
+            give_back_much()
             problem.progress = lambda fraction, label=label: recorder.advance(label, fraction)  # type: ignore[misc]
             noting(problem.warnings, lambda stage=stage: run_stage(problem, stage, start))  # type: ignore[misc]
 

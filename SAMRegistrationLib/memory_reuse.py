@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4
 """Parameters of `mallopt`, see malloc.h."""
@@ -20,6 +22,11 @@ _NEVER = -1
 _USUAL_MMAPS = 65536
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20
 """Where glibc's threshold ends up after arrays of this size, as long as nobody sets it."""
+
+_MUCH = 2**29
+"""Bytes of freed memory that are worth the page faults of giving them back before the end."""
+
+_STATUS = Path("/proc/self/status")
 
 _lock = threading.Lock()
 _users = 0
@@ -37,6 +44,40 @@ def freed_memory_kept() -> Iterator[None]:
         yield
     finally:
         _count(-1)
+
+
+def give_back_much() -> None:
+    """Give what has been freed back if it is so much that holding it costs more than fetching it again.
+
+    For places after which something of another kind is made: of large volumes, what remains of one step would
+    otherwise lie unused beside what the next one makes.
+    """
+    if _users > 0 and freed_and_kept() > _MUCH:
+        give_back()
+
+
+def freed_and_kept() -> int:
+    """Bytes that this process holds although nothing uses them, about; 0 where that cannot be told."""
+    inquire = _of_glibc("mallinfo2")
+    if inquire is None or not _STATUS.exists():
+        return 0
+    inquire.restype = _HeapState  # type: ignore[attr-defined]
+    state: Any = inquire()
+    lines = _STATUS.read_text(encoding="ascii").splitlines()
+    held = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+    return max(0, held - int(state.uordblks) - int(state.hblkhd))
+
+
+class _HeapState(ctypes.Structure):
+    """`struct mallinfo2`, see malloc.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
 
 
 def give_back() -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from SAMRegistrationLib.memory_reuse import freed_memory_kept
+from SAMRegistrationLib.memory_reuse import freed_and_kept, freed_memory_kept, give_back_much
 from SAMRegistrationLib.metrics.resources import resident_memory
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tells glibc what to do")
@@ -48,3 +48,26 @@ def test_what_was_kept_is_given_back_at_the_end_even_after_an_error() -> None:
         raise ValueError("cut off")
     after = resident_memory()
     assert before is not None and after is not None and after < before + LARGE / 2**20
+
+
+def test_much_freed_memory_is_given_back_on_the_way_and_little_is_kept() -> None:
+    with freed_memory_kept():
+        torch.ones(16 * LARGE, dtype=torch.uint8)
+        before = freed_and_kept()
+        give_back_much()
+        after = freed_and_kept()
+        torch.ones(4 * LARGE, dtype=torch.uint8)
+        little = freed_and_kept()
+        give_back_much()
+        assert freed_and_kept() == pytest.approx(little, abs=LARGE)
+    assert before > 16 * LARGE
+    assert after < before - 15 * LARGE
+    assert little > after + 3 * LARGE
+
+
+def test_what_is_in_use_does_not_count_as_freed() -> None:
+    with freed_memory_kept():
+        before = freed_and_kept()
+        held = torch.ones(8 * LARGE, dtype=torch.uint8)
+        assert freed_and_kept() == pytest.approx(before, abs=LARGE)
+        assert held.nbytes == 8 * LARGE

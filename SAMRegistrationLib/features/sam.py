@@ -16,6 +16,7 @@ from torch.nn import functional
 from ..errors import NotEnoughMemoryError, RegistrationWarning
 from ..grid import Grid
 from ..image import Image
+from ..memory_reuse import give_back_much
 from ..models.architectures import Architecture, EmbeddingNetwork, Shape, find_architecture
 from ..models.catalogue import ModelEntry, build_network
 from .base import FeatureMap, Features, divided
@@ -115,12 +116,7 @@ class SamExtractor:
         size = volume.shape[2:]
         try:
             with torch.no_grad():
-                prepared = self._preprocessing(modality)(volume.to(self.device))
-                fine, coarse = self._network(self._padded(prepared).to(self.precision))
-                return (
-                    self._finished(fine, size, self.architecture.fine_stride),
-                    self._finished(coarse, size, self.architecture.coarse_stride),
-                )
+                found = self._embedded(volume, modality)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
@@ -128,6 +124,17 @@ class SamExtractor:
                 f"{self._purpose(size)} took more memory than {self.device} has free, about "
                 f"{self._bytes_for(size) / GIGABYTE:.1f} GB; {_ADVICE}"
             ) from error
+        give_back_much()
+        return found
+
+    def _embedded(self, volume: Tensor, modality: str) -> tuple[Tensor, Tensor]:
+        size = volume.shape[2:]
+        prepared = self._preprocessing(modality)(volume.to(self.device))
+        fine, coarse = self._network(self._padded(prepared).to(self.precision))
+        return (
+            self._finished(fine, size, self.architecture.fine_stride),
+            self._finished(coarse, size, self.architecture.coarse_stride),
+        )
 
     def feature_grids(self, grid: Grid) -> tuple[Grid, Grid]:
         """Where the fine and the coarse map of `extract_tensor` lie for a volume on `grid`."""

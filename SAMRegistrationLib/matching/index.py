@@ -26,7 +26,6 @@ _CELLS_KEPT = 12
 _QUERIES_AT_ONCE = {"cpu": 256, "cuda": 2048}
 """A processor's cache holds few, and a GPU is slow at being told to begin."""
 
-
 _CELLS_AT_ONCE = 1024
 """Whose vectors stay in a processor's cache."""
 
