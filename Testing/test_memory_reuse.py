@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from SAMRegistrationLib.memory_reuse import freed_and_kept, freed_memory_kept, give_back_much
+from SAMRegistrationLib.memory_reuse import freed_and_kept, freed_memory_kept, give_back_much, own_pages
 from SAMRegistrationLib.metrics.resources import resident_memory
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="tells glibc what to do")
@@ -71,3 +71,16 @@ def test_what_is_in_use_does_not_count_as_freed() -> None:
         held = torch.ones(8 * LARGE, dtype=torch.uint8)
         assert freed_and_kept() == pytest.approx(before, abs=LARGE)
         assert held.nbytes == 8 * LARGE
+
+
+def test_own_pages_are_given_back_as_soon_as_an_array_is_freed() -> None:
+    size = 2**28
+    with freed_memory_kept():
+        before = freed_and_kept()
+        with own_pages(size):
+            array = torch.ones(size, dtype=torch.uint8)
+        assert len(array) == size
+        del array
+        assert freed_and_kept() < before + size / 4
+        torch.ones(size, dtype=torch.uint8)
+        assert freed_and_kept() > before + size / 2, "without them it is kept"

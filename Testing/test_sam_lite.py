@@ -51,6 +51,21 @@ def test_a_size_that_is_no_multiple_of_the_stride_is_continued_with_air(small):
     torch.testing.assert_close(coarse, padded_coarse[..., :4, :3, :5])
 
 
+@pytest.mark.parametrize("size", [(64, 32, 48), (50, 29, 31)])
+def test_slices_of_a_large_volume_give_what_the_whole_does(small, monkeypatch, size):
+    volume = torch.rand(1, 1, *size)
+    with torch.no_grad():
+        fine, coarse = small(volume)
+        monkeypatch.setattr(sam_lite, "_LARGEST_WHOLE", 0)
+        for slices in (4, 8, 14):
+            monkeypatch.setattr(sam_lite, "_SLICES_AT_ONCE", slices)
+            into = torch.full_like(fine, torch.nan)
+            found, beside = small(volume, into)
+            assert found is into
+            torch.testing.assert_close(found, fine, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(beside, coarse, rtol=1e-4, atol=1e-5)
+
+
 def test_the_fused_network_computes_the_same_with_plain_weights(small):
     volume = torch.rand(1, 1, 24, 32, 16)
     fused = small.fused()

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ..grid import Grid
 from ..image import Image
+from ..memory_reuse import give_back_much
 from .base import FeatureMap, Features, divided
 
 CHANNELS = 12
@@ -143,11 +144,16 @@ class MindExtractor:
 
     def extract_tensor(self, volume: Tensor) -> tuple[Tensor, Tensor | None]:
         """Unit vectors of a volume (1, 1, z, y, x) at its own spacing; there is no coarse map."""
+        vectors = self._vectors(volume)
+        give_back_much()
+        return vectors, None
+
+    def _vectors(self, volume: Tensor) -> Tensor:
         descriptor = mind_ssc(volume.to(self.device), self.radius, self.dilation)
         if self.stride > 1:
             descriptor = _pool(descriptor, self.stride)
         # A sum over channels is several times as fast as torch's norm where they lie far apart.
-        return descriptor * descriptor.square().sum(dim=1, keepdim=True).clamp_(min=1e-24).rsqrt_(), None
+        return descriptor * descriptor.square().sum(dim=1, keepdim=True).clamp_(min=1e-24).rsqrt_()
 
 
 def _pool(volume: Tensor, stride: int) -> Tensor:

@@ -5,6 +5,7 @@ Yan et al. 2022 (IEEE TMI, arXiv 2012.02383); used for registration as in SAME (
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -16,9 +17,10 @@ from torch.nn import functional
 from ..errors import NotEnoughMemoryError, RegistrationWarning
 from ..grid import Grid
 from ..image import Image
-from ..memory_reuse import give_back_much
+from ..memory_reuse import give_back_much, own_pages
 from ..models.architectures import Architecture, EmbeddingNetwork, Shape, find_architecture
 from ..models.catalogue import ModelEntry, build_network
+from ..networks.sam_lite import SamLite
 from .base import FeatureMap, Features, divided
 from .memory import GIGABYTE, require_memory
 from .precision import inference_precision
@@ -128,13 +130,22 @@ class SamExtractor:
         return found
 
     def _embedded(self, volume: Tensor, modality: str) -> tuple[Tensor, Tensor]:
-        size = volume.shape[2:]
-        prepared = self._preprocessing(modality)(volume.to(self.device))
-        fine, coarse = self._network(self._padded(prepared).to(self.precision))
+        size, architecture = volume.shape[2:], self.architecture
+        if self.device.type == "cpu" and isinstance(self._network, SamLite):
+            shape = (len(volume), self._network.embedding_channels, *_divided(size, architecture.fine_stride))
+            with own_pages(math.prod(shape) * self.feature_precision.itemsize):
+                # Of large volumes the network's own precision would be a third copy besides what it works on.
+                made = torch.empty(shape, dtype=self.feature_precision, memory_format=torch.channels_last_3d)
+            fine, coarse = self._network(self._prepared(volume, modality), made)
+        else:
+            fine, coarse = self._network(self._prepared(volume, modality))
         return (
-            self._finished(fine, size, self.architecture.fine_stride),
-            self._finished(coarse, size, self.architecture.coarse_stride),
+            self._finished(fine, size, architecture.fine_stride),
+            self._finished(coarse, size, architecture.coarse_stride),
         )
+
+    def _prepared(self, volume: Tensor, modality: str) -> Tensor:
+        return self._padded(self._preprocessing(modality)(volume.to(self.device))).to(self.precision)
 
     def feature_grids(self, grid: Grid) -> tuple[Grid, Grid]:
         """Where the fine and the coarse map of `extract_tensor` lie for a volume on `grid`."""
@@ -177,13 +188,18 @@ class SamExtractor:
 
     def _finished(self, vectors: Tensor, size: torch.Size, stride: Shape) -> Tensor:
         """Without the padding, and of unit length in the precision they are handed out in."""
-        depth, height, width = (-(-n // s) for n, s in zip(size, stride, strict=True))
+        depth, height, width = _divided(size, stride)
         vectors = vectors[:, :, :depth, :height, :width].to(
             self.feature_precision, memory_format=torch.channels_last_3d
         )
         if vectors.dtype is not self.precision:
             vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=1e-6)
         return vectors.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _divided(size: torch.Size, stride: Shape) -> Shape:
+    depth, height, width = (-(-n // s) for n, s in zip(size, stride, strict=True))
+    return depth, height, width
 
 
 def _modality(image: Image) -> str:

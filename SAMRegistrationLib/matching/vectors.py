@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..features.base import JOINED_SCALE, FeatureMap, Features, scaled_to_join
+from ..memory_reuse import own_pages
 from ..sampling import Outside, affine_map, between_grids, sample_points
 
 _REACH = 2
@@ -39,7 +40,9 @@ class JoinedVectors:
         self._places = torch.full((near.numel(),), -1, dtype=torch.int32)
         chosen = near.flatten()
         self._places[chosen] = torch.arange(int(chosen.sum()), dtype=torch.int32)
-        self._coarse = self._rows.new_empty(int(chosen.sum()), features.coarse.channels)
+        shape = int(chosen.sum()), features.coarse.channels
+        with own_pages(shape[0] * shape[1] * self._rows.itemsize):
+            self._coarse = self._rows.new_empty(shape)
         first = 0
         for part, vectors in features.coarse_on_fine():
             rows = scaled_to_join(vectors[near[part]])

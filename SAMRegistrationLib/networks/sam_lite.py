@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -50,6 +50,13 @@ def preprocess_ct(volume_hu: Tensor) -> Tensor:
     return result
 
 
+_LARGEST_WHOLE = 2**20
+"""Voxels at stride 2 of the largest volume that is convolved at once; 192x160x256 has slightly fewer."""
+
+_SLICES_AT_ONCE = 32
+"""Of larger ones: what lies around them is convolved twice, a tenth of the work."""
+
+
 class SamLite(nn.Module):
     """The embedding network: 3.8 M parameters, 0.75 TFLOP for 192x160x256.
 
@@ -77,30 +84,68 @@ class SamLite(nn.Module):
         self.coarse_head = nn.Conv3d(eighth, embedding_channels, 3, padding=1)
         self.fine_head = nn.Conv3d(half, embedding_channels, 3, padding=1)
 
-    def forward(self, volume: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, volume: Tensor, fine: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Embed preprocessed volumes.
 
         Args:
             volume: (B, 1, D, H, W), the output of `preprocess_ct`, axes z, y, x, isotropic voxels.
+            fine: where to put the fine vectors, of any floating type and without the voxels beyond its own size, a
+                few slices after the other if the volume is large; for inference. Made by default.
 
         Returns:
             ``fine`` (B, C, ceil(D/2), ceil(H/2), ceil(W/2)) and ``coarse`` (B, C, ceil(D/8), ...), unit vectors
             along C. Fine voxel i covers input voxels 2i and 2i+1 (center 2i+0.5); coarse voxel i covers input
             voxels 8i to 8i+7 (center 8i+3.5).
         """
-        fine, coarse = self.unscaled(volume)
-        return functional.normalize(fine, dim=1), functional.normalize(coarse, dim=1)
+        if fine is None:
+            fine, coarse = self.unscaled(volume)
+            return functional.normalize(fine, dim=1), functional.normalize(coarse, dim=1)
+        return fine, functional.normalize(self._embed_into(fine, volume), dim=1)
+
+    @property
+    def embedding_channels(self) -> int:
+        """Length of the fine vectors."""
+        return self.fine_head.out_channels
 
     def unscaled(self, volume: Tensor) -> tuple[Tensor, Tensor]:
         """`forward` without the normalization, for training, which needs it only at a few thousand places."""
         half = self.stage_half(self.stem(_space_to_depth(_pad_with_air(volume))))
-        quarter = self.stage_quarter(half)
-        eighth = self.stage_eighth(quarter)
-        eighth = self.top_down_eighth(self.stage_sixteenth(eighth), eighth)
-        quarter = self.top_down_quarter(eighth, quarter)
+        quarter, eighth = self._context(half)
         half = self.top_down_half(quarter, half)
         size = volume.shape[2:]
         return _crop(self.fine_head(half), size, FINE_STRIDE), _crop(self.coarse_head(eighth), size, COARSE_STRIDE)
+
+    def _context(self, half: Tensor) -> tuple[Tensor, Tensor]:
+        """What strides 4 and 8 know in the end."""
+        quarter = self.stage_quarter(half)
+        eighth = self.stage_eighth(quarter)
+        eighth = self.top_down_eighth(self.stage_sixteenth(eighth), eighth)
+        return self.top_down_quarter(eighth, quarter), eighth
+
+    def _embed_into(self, fine: Tensor, volume: Tensor) -> Tensor:
+        """`unscaled`, but the fine vectors, of unit length, are put into a map.
+
+        What a convolution takes and gives, three or four maps of stride 2, is what the whole takes at its peak.
+        """
+        padded = _pad_with_air(volume)
+        depth, height, width = (n // FINE_STRIDE for n in padded.shape[2:])
+
+        def beginning(seen: slice) -> Tensor:
+            cells = _space_to_depth(padded[:, :, FINE_STRIDE * seen.start : FINE_STRIDE * seen.stop])
+            return cast(Tensor, self.stage_half(self.stem(cells)))
+
+        def end(seen: slice) -> Tensor:
+            coarser = slice(seen.start // 2, seen.stop // 2)
+            merged = self.top_down_half(quarter[:, :, coarser], half[:, :, seen])
+            merged = self.fine_head(merged)
+            return functional.normalize(merged, dim=1)
+
+        shape = (len(volume), self.stem.convolution.out_channels, depth, height, width)
+        half = torch.empty(shape, dtype=padded.dtype, memory_format=torch.channels_last_3d)
+        _put_by_slices(half, depth, 3, beginning)
+        quarter, eighth = self._context(half)
+        _put_by_slices(fine, depth, 2, end)
+        return _crop(self.coarse_head(eighth), volume.shape[2:], COARSE_STRIDE)
 
     def fused(self) -> SamLite:
         """A copy for inference, with every weight standardization done once and for all."""
@@ -193,8 +238,28 @@ class TopDownMerge(nn.Module):
         self.refine = ConvolutionUnit(outputs, outputs)
 
     def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
-        context = functional.interpolate(self.context(coarse), scale_factor=2.0, mode="nearest")
-        return self.refine(self.lateral(fine).add_(context))
+        merged = self.lateral(fine)
+        merged.add_(functional.interpolate(self.context(coarse), scale_factor=2.0, mode="nearest"))
+        return cast(Tensor, self.refine(merged))
+
+
+def _put_by_slices(target: Tensor, depth: int, halo: int, compute: Callable[[slice], Tensor]) -> None:
+    """Fill a map (B, C, D, H, W), the same as at once, some slices after the other where they are large.
+
+    Args:
+        target: what to fill.
+        depth: of what can be computed, at least that of the target, as are height and width.
+        halo: how many slices away what is found depends on.
+        compute: gives the map of a range of slices, right but for the halo at both ends.
+    """
+    _, _, kept, height, width = target.shape
+    slices = depth if depth * height * width <= _LARGEST_WHOLE else _SLICES_AT_ONCE
+    for start in range(0, depth, slices):
+        stop = min(start + slices, depth)
+        seen = slice(max(0, start - halo), min(depth, stop + halo))
+        part = target[:, :, start : min(stop, kept)]
+        first = start - seen.start
+        part.copy_(compute(seen)[:, :, first : first + part.shape[2], :height, :width])
 
 
 def _rectified(features: Tensor) -> Tensor:
