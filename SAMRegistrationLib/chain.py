@@ -41,22 +41,33 @@ def run_chain(
         The stages that were run.
     """
     free = available_memory(problem.device) if preset.automatic else None
-    _run(recorder, problem, preset.stages, start)
+    _run(recorder, problem, preset.stages, start, ends=not preset.automatic)
     if not preset.automatic:
         return preset.stages
     with recorder.stage("choose"), torch.no_grad():
         choice = choose(problem, preset.stages[0], start, free)
     problem.details["choice"] = choice.described()
-    _run(recorder, problem, choice.stages, choice.start or start)
+    _run(recorder, problem, choice.stages, choice.start or start, ends=True)
     return (*preset.stages, *choice.stages)
 
 
-def _run(recorder: StageRecorder, problem: Problem, stages: tuple[Stage, ...], start: Transform | None) -> None:
-    for label, stage in zip(stage_labels(stages), stages, strict=True):
+def _run(
+    recorder: StageRecorder,
+    problem: Problem,
+    stages: tuple[Stage, ...],
+    start: Transform | None,
+    *,
+    ends: bool,
+) -> None:
+    """Run stages; where the registration ends with them, nothing is kept for stages to come."""
+    for number, (label, stage) in enumerate(zip(stage_labels(stages), stages, strict=True), start=1):
+        problem.in_last_stage = ends and number == len(stages)
         with recorder.stage(label):
             give_back_much()
             problem.progress = lambda fraction, label=label: recorder.advance(label, fraction)  # type: ignore[misc]
             noting(problem.warnings, lambda stage=stage: run_stage(problem, stage, start))  # type: ignore[misc]
+    if ends:
+        problem.forget()
 
 
 def noting(notes: list[str], work: Callable[[], Any]) -> Any:

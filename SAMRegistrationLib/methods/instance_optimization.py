@@ -14,6 +14,7 @@ from ..body import looks_like_ct
 from ..errors import InputError
 from ..features.base import FeatureMap
 from ..features.mind import MindExtractor
+from ..memory_reuse import own_pages
 from ..solvers.convexadam import average_blocks
 from ..solvers.folding import remove_folds
 from ..solvers.instance_optimization import OptimizationConfig, OptimizationResult, optimize
@@ -93,6 +94,7 @@ def instance_optimization(
     lattices = (lattice, feature_lattice or lattice)
     voxel_weight = _voxel_weight(problem, near_bodies)
     descent = _Descent(problem, config, weights, lattices, voxel_weight, 3 if from_rest else 1, grid)
+    descent.keeps_features = from_rest or not problem.in_last_stage
     found = descent(problem.displacement, block)
     if not from_rest:
         _note(problem, "found", found)
@@ -199,9 +201,12 @@ class _Descent:
         self._features: dict[int, list[tuple[Compared, FeatureTerm]]] = {}
         # The same for all descents, so that their losses can be compared.
         self.voxel_weight = voxel_weight
+        self.keeps_features = True
 
     def __call__(self, found: Tensor | None, block: int) -> OptimizationResult:
-        features = [term for _, term in self._features_on(block)]
+        features = [term for _, term in (self._features_on if self.keeps_features else self._average)(block)]
+        if not self.keeps_features:
+            self.problem.forget_features()
         shape = self.grid or (
             features[0].shape if features else tuple(n // (2 * block) for n in self.problem.grid.shape)
         )
@@ -250,7 +255,8 @@ class _Descent:
     ) -> tuple[Compared, FeatureTerm]:
         fixed, moving = (average_blocks(features.data, block) for features in maps)
         voxel_weight = _weight_at(self.voxel_weight, tuple(fixed.shape[2:]))
-        term = FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=lattice)
+        sparse = not self.keeps_features
+        term = FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=lattice, sparse=sparse)
         return Compared(fixed, moving, weight), term
 
     def _contrast_terms(self, shape: tuple[int, ...]) -> Iterator[Term]:
@@ -259,7 +265,9 @@ class _Descent:
             return
         fixed, moving = (at_shape(volume, tuple(2 * n for n in shape)) for volume in problem.volumes())
         voxel_weight = _weight_at(self.voxel_weight, shape)
-        yield LocalContrastTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=self.lattice)
+        with own_pages(8 * moving.nbytes):
+            term = LocalContrastTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=self.lattice)
+        yield term
 
     def _intensity_terms(self, shape: tuple[int, ...]) -> Iterator[Term]:
         weights = self.weights

@@ -76,6 +76,7 @@ class Problem:
         warnings: sentences for the user.
         details: what the stages found, for the report.
         progress: told the finished fraction of the running stage.
+        in_last_stage: whether no stage will follow that asks for the same features.
 
     What the stages need again and again (the moving volume under the initial map, features of both volumes) is
     computed once and kept until the initial map is replaced.
@@ -93,6 +94,7 @@ class Problem:
     warnings: list[str] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     progress: Progress = no_progress
+    in_last_stage: bool = False
     _kept: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     _kept_initial: Transform | None = field(default=None, init=False, repr=False)
 
@@ -201,6 +203,14 @@ class Problem:
         chosen = extractor or self.extractor
         key = f"fixed {chosen.name}"
         return cast(Features, self._once(key, lambda: self._extract(chosen, self.fixed.tensor())))
+
+    def forget_features(self) -> None:
+        """Let go of all features, which are computed anew for whoever asks again."""
+        self._kept = {name: value for name, value in self._kept.items() if not isinstance(value, Features)}
+
+    def forget(self) -> None:
+        """Let go of all that was kept for the stages."""
+        self._kept = {}
 
     def _aligned(self) -> WarpedVolume:
         """The moving volume under the initial map alone."""

@@ -53,6 +53,10 @@ class Looks:
     def at(self, iteration: int) -> Look:
         return self._looks[iteration % self.period]
 
+    def all_rows(self) -> torch.Tensor:
+        """The numbers of all voxels that any iteration looks at, in ascending order."""
+        return torch.cat([look.rows for look in self._looks]).sort().values
+
     def displaced(self, state: FieldState, look: Look) -> torch.Tensor:
         """The positions x + u(x) of the voxels of a look, (P, 3)."""
         z, y, x = look.part

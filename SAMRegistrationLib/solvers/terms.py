@@ -54,6 +54,8 @@ class FeatureTerm:
         voxel_weight: (1, 1, z, y, x), not negative, on the grid of `fixed`.
         lattice: step of the sampled voxels, at least 1.
         measure: `Measure.COSINE` (1 - cosine) or `Measure.SQUARED` (half the squared distance).
+        sparse: keep copies of those fixed vectors that are looked at, instead of all: less where `fixed` is not
+            needed elsewhere.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class FeatureTerm:
         voxel_weight: torch.Tensor | None = None,
         lattice: int = 2,
         measure: Measure | str = Measure.COSINE,
+        sparse: bool = False,
     ) -> None:
         self.weight = weight
         self.shape = tuple(fixed.shape[2:])
@@ -79,6 +82,17 @@ class FeatureTerm:
         self._moving_shape = tuple(moving.shape[2:])
         self._looks = Looks(self.shape, lattice, voxel_weight, fixed.device)
         self.period = self._looks.period
+        self._places = self._thin_out() if sparse else None
+
+    def _thin_out(self) -> torch.Tensor:
+        """Keep the fixed vectors that are looked at; where each voxel's now is, (z*y*x,)."""
+        looked_at = self._looks.all_rows()
+        places = torch.full((len(self._fixed),), -1, dtype=torch.int32, device=looked_at.device)
+        places[looked_at] = torch.arange(len(looked_at), dtype=torch.int32, device=looked_at.device)
+        self._fixed = self._fixed.index_select(0, looked_at)
+        if self._lengths is not None:
+            self._lengths = self._lengths.index_select(0, looked_at)
+        return places
 
     def __call__(self, state: FieldState) -> torch.Tensor:
         look = self._looks.at(state.iteration)
@@ -86,9 +100,10 @@ class FeatureTerm:
 
     def fixed_at(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The fixed vectors (P, C) of voxels, for the cosine of unit length, and their weights (P,)."""
-        vectors = self._fixed.index_select(0, rows)
+        places = rows if self._places is None else self._places.index_select(0, rows)
+        vectors = self._fixed.index_select(0, places)
         if self._lengths is not None:
-            vectors = (vectors.float() / self._lengths.index_select(0, rows)).to(vectors.dtype)
+            vectors = (vectors.float() / self._lengths.index_select(0, places)).to(vectors.dtype)
         return vectors, self._looks.weights(rows)
 
     def compared(self, fixed: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, Gradient]:
