@@ -24,8 +24,11 @@ BYTES_PER_WORKING_VOXEL = {
 
 _UNKNOWN_STAGE = max(BYTES_PER_WORKING_VOXEL.values())
 
+BYTES_ON_NETWORK_FEATURES = {"align": 180, "convex_search": 180, "instance_optimization": 180}
+"""The same on features of a network, of both volumes and with their embedding, from 128 to 256 cubed."""
+
 NETWORK_BYTES_PER_WORKING_VOXEL = 400
-"""Peak of the embedding of one volume, which exceeds that of every stage that uses it."""
+"""What every other stage on features of a network stays below."""
 
 RESULT_BYTES_PER_VOXEL = 80
 """Displacement, warped volume and their measures, per voxel of the fixed volume; always on the CPU."""
@@ -38,7 +41,9 @@ def working_memory(preset: Preset, extractor: FeatureExtractor, voxels: int) -> 
     """Bytes at the peak of a preset's stages, for `voxels` voxels of the larger volume at the working spacing."""
     costs = [BYTES_PER_WORKING_VOXEL.get(stage.name, _UNKNOWN_STAGE) for stage in preset.stages]
     if extractor.name != "mind":
-        costs.append(NETWORK_BYTES_PER_WORKING_VOXEL)
+        costs += [
+            BYTES_ON_NETWORK_FEATURES.get(stage.name, NETWORK_BYTES_PER_WORKING_VOXEL) for stage in preset.stages
+        ]
     return FIXED_BYTES + max(costs) * voxels
 
 

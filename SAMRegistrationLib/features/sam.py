@@ -25,8 +25,8 @@ from .base import FeatureMap, Features, divided
 from .memory import GIGABYTE, require_memory
 from .precision import inference_precision
 
-_BYTES_BESIDE_NETWORK = 60
-"""Per voxel at working spacing: the volume as resampled and prepared, and the features in float32."""
+_BYTES_BESIDE_NETWORK = 45
+"""Per voxel at working spacing: the volume as given, resampled and prepared, and the features in float32."""
 
 _ADVICE = "crop the volume or use a preset with MIND features"
 
