@@ -26,7 +26,7 @@ _LARGEST_MMAP_THRESHOLD = 32 * 2**20
 _LARGE = 2**28
 """Bytes of an array that is worth pages of its own; those of 192x160x256 voxels are all smaller."""
 
-_MUCH = 3 * 2**28
+_MUCH = 2**30
 """Bytes of freed memory that are worth the page faults of giving them back before the end."""
 
 _STATUS = Path("/proc/self/status")

@@ -112,10 +112,13 @@ def measure(volume: Path, side: int, preset: str, device: str, threads: int) -> 
     import torch
 
     from ..image_io import read_image
+    from ..memory_reuse import give_back
     from ..pipeline import register
 
     torch.set_num_threads(threads)
     fixed, moving = cubes(read_image(volume), side)
+    # What making them left behind would be used by the first stage, which then seemed to need nothing.
+    give_back()
     watch = _Watch()
     result = register(fixed, moving, preset=preset, device=device, progress=watch)
     stages = {stage["name"]: stage for stage in result.report["stages"]}

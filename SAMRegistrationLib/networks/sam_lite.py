@@ -54,7 +54,7 @@ _LARGEST_WHOLE = 2**20
 """Voxels at stride 2 of the largest volume that is convolved at once; 192x160x256 has slightly fewer."""
 
 _SLICES_AT_ONCE = 32
-"""Of larger ones: what lies around them is convolved twice, a tenth of the work."""
+"""Of larger ones, an even number: what lies around them is convolved twice, a tenth of the work."""
 
 
 class SamLite(nn.Module):
