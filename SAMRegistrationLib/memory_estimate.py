@@ -25,7 +25,7 @@ BYTES_PER_WORKING_VOXEL = {
 _UNKNOWN_STAGE = max(BYTES_PER_WORKING_VOXEL.values())
 
 BYTES_ON_NETWORK_FEATURES = {"align": 180, "convex_search": 180, "instance_optimization": 180}
-"""The same on features of a network, of both volumes and with their embedding, from 128 to 256 cubed."""
+"""The same on features of a network, with the embedding of volumes; 174 between 128 and 256 cubed."""
 
 NETWORK_BYTES_PER_WORKING_VOXEL = 400
 """What every other stage on features of a network stays below."""
