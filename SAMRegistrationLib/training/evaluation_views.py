@@ -28,6 +28,7 @@ PHOTOMETRY = PhotometricConfig(
     contrast_probability=1.0,
     window_probability=1.0,
     cut_probability=0.0,
+    slab_probability=0.0,
     erosion_probability=0.0,
     streak_probability=0.2,
 )
