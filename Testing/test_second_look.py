@@ -16,6 +16,7 @@ from SAMRegistrationLib.body import Regions
 from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.matching import Matches
 from SAMRegistrationLib.methods import second_look
+from SAMRegistrationLib.methods.common_part import Seen
 from SAMRegistrationLib.methods.heights import cut, heights
 from SAMRegistrationLib.methods.second_look import MOST_STEPS, STEP_MM, look_again
 
@@ -62,8 +63,8 @@ def _found(place: AffineTransform) -> Alignment:
     return Alignment(place, "affine", 50, 0.5, "features", [], True)
 
 
-def _seen(disagreement: float) -> second_look._Seen:
-    return second_look._Seen(None, disagreement, False)  # type: ignore[arg-type]
+def _seen(disagreement: float) -> Seen:
+    return Seen(None, None, None, disagreement, False)  # type: ignore[arg-type]
 
 
 def _moving() -> Image:
@@ -120,7 +121,7 @@ def test_the_cut_follows_the_neighbors_agreement_to_its_best() -> None:
     """Seven millimeters of disagreement at the start, least at two steps down."""
     asked: list[float] = []
 
-    def looked(up: float) -> second_look._Seen:
+    def looked(up: float) -> Seen:
         asked.append(up)
         return _seen(abs(up + 2.2 * STEP_MM) / 4 + 0.4)
 
@@ -132,7 +133,7 @@ def test_the_cut_follows_the_neighbors_agreement_to_its_best() -> None:
 def test_the_search_for_the_cut_ends() -> None:
     asked: list[float] = []
 
-    def looked(up: float) -> second_look._Seen:
+    def looked(up: float) -> Seen:
         asked.append(up)
         return _seen(1.0 / (1.0 + up))
 
@@ -141,7 +142,7 @@ def test_the_search_for_the_cut_ends() -> None:
 
 
 def test_a_step_that_hardly_lessens_the_disagreement_is_not_taken() -> None:
-    def looked(up: float) -> second_look._Seen:
+    def looked(up: float) -> Seen:
         return _seen(7.0 * (1 + 0.02 * up / STEP_MM))
 
     first = looked(0.0)
