@@ -2,70 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional
+from known_body import FIXED_GRID, TRUTH, EmbeddingsOfTheAligned, embeddings, fixed_body, moving_body, places
 
-from SAMRegistrationLib import AffineTransform, Grid, Image
+from SAMRegistrationLib import AffineTransform, Image
 from SAMRegistrationLib.alignment.feature_alignment import FeatureAlignment
 from SAMRegistrationLib.alignment.refinement import Model
 from SAMRegistrationLib.alignment.robust_fit import Fit
 from SAMRegistrationLib.body import Regions
-from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.grid import FloatArray
 from SAMRegistrationLib.matching import Consensus, StructuralMatches
 from SAMRegistrationLib.methods.common_part import LookedAt, Seen, joined, look
 from SAMRegistrationLib.methods.sam_affine import aligned_volume
 
-GRID = Grid((40, 32, 60), (5.0,) * 3, (-97.5, -77.5, -147.5))
-MOVING_GRID = Grid((44, 36, 60), (5.0,) * 3, (92.5, -77.5, -207.5))
-TRUTH = AffineTransform.about_center(np.diag([1.05, 0.97, 1.06]), (0, 0, 0), (200, 10, -60))
 SHIFT = np.array([9.0, -6.0, 4.0])
-
-ToBody = Callable[[FloatArray], FloatArray]
-
-
-def _places(grid: Grid) -> FloatArray:
-    z, y, x = np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij")
-    return grid.to_world(np.stack([x, y, z], -1))
-
-
-def _body(grid: Grid, to_body: AffineTransform) -> Image:
-    x, y, z = np.moveaxis(to_body.transform_points(_places(grid)), -1, 0)
-    inside = ((x / 80) ** 2 + (y / 60) ** 2 < 1) & (np.abs(z) < 130)
-    return Image(torch.from_numpy(np.where(inside, 40.0 + x, -1000.0)).float(), grid, "int16", "CT")
-
-
-def _embeddings(grid: Grid, to_body: ToBody) -> Features:
-    body = torch.from_numpy(to_body(_places(grid)))
-    frequencies = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 40
-    phase = body @ frequencies.T
-    vectors = torch.cat([phase.cos(), phase.sin()], dim=-1).permute(3, 0, 1, 2)[None].float()
-    unit = FeatureMap(functional.normalize(vectors, dim=1), grid)
-    return Features(unit, unit)
-
-
-class Embeddings:
-    """Tells where in the fixed body a voxel of the moving volume is, as that lies; keeps what it was shown."""
-
-    name = "known"
-    spacing = 5.0
-
-    def __init__(self, to_body: ToBody) -> None:
-        self.to_body = to_body
-        self.shown: list[Image] = []
-
-    def extract(self, image: Image) -> Features:
-        self.shown.append(image)
-        return _embeddings(image.grid, self.to_body)
 
 
 def _pair(fixed: Image, moving: Image) -> LookedAt:
     bodies = Regions.of(fixed).body_image, Regions.of(moving).body_image
-    return LookedAt(fixed, moving, _embeddings(GRID, lambda points: points), *bodies)
+    return LookedAt(fixed, moving, embeddings(FIXED_GRID, AffineTransform()), *bodies)
 
 
 def _matches(points: FloatArray, matched: FloatArray) -> StructuralMatches:
@@ -86,12 +43,12 @@ def _seen(matched: FloatArray, points: FloatArray) -> Seen:
 
 def test_matches_through_a_bent_volume_lead_to_where_the_body_really_is() -> None:
     """All of the body is shifted by the bend, so that it lies as under another linear map, which is known."""
-    moving = _body(MOVING_GRID, TRUTH.inverse())
+    moving = moving_body()
     place = TRUTH.compose(AffineTransform.translation((4.0, 5.0, -3.0)))
     points = _spread()
     shifted = place.compose(AffineTransform.translation(SHIFT))
-    extractor = Embeddings(TRUTH.inverse().compose(shifted).transform_points)
-    pair = _pair(_body(GRID, AffineTransform()), moving)
+    extractor = EmbeddingsOfTheAligned(shifted)
+    pair = _pair(fixed_body(), moving)
     bend = Consensus(_matches(points, points + SHIFT))
     seen = look(place, pair, extractor, Model.AFFINE, 0, bend)  # type: ignore[arg-type]
     assert seen is not None
@@ -103,14 +60,14 @@ def test_matches_through_a_bent_volume_lead_to_where_the_body_really_is() -> Non
 
 
 def test_what_is_embedded_is_the_bent_volume() -> None:
-    moving = _body(MOVING_GRID, TRUTH.inverse())
+    moving = moving_body()
     points = _spread()
     shifted = TRUTH.compose(AffineTransform.translation(SHIFT))
-    extractor = Embeddings(TRUTH.inverse().compose(shifted).transform_points)
-    pair = _pair(_body(GRID, AffineTransform()), moving)
+    extractor = EmbeddingsOfTheAligned(shifted)
+    pair = _pair(fixed_body(), moving)
     look(TRUTH, pair, extractor, Model.AFFINE, 0, Consensus(_matches(points, points + SHIFT)))  # type: ignore[arg-type]
     (shown,) = extractor.shown
-    inside = np.abs(_places(shown.grid)) < (50, 40, 100)
+    inside = np.abs(places(shown.grid)) < (50, 40, 100)
     expected = aligned_volume(moving, shifted, shown.grid).data
     difference = (shown.data - expected).abs()[torch.from_numpy(inside.all(axis=-1))]
     assert float(difference.max()) < 1.0

@@ -4,59 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from torch.nn import functional
+from known_body import FIXED_GRID, TRUTH, EmbeddingsOfTheAligned, embeddings, fixed_body, moving_body
 
-from SAMRegistrationLib import AffineTransform, Grid, Image
+from SAMRegistrationLib import AffineTransform
 from SAMRegistrationLib.alignment import Alignment
 from SAMRegistrationLib.alignment.feature_alignment import FeatureAlignment
 from SAMRegistrationLib.alignment.refinement import Model
 from SAMRegistrationLib.alignment.robust_fit import Fit
 from SAMRegistrationLib.body import Regions
-from SAMRegistrationLib.features.base import FeatureMap, Features
-from SAMRegistrationLib.matching import Matches
+from SAMRegistrationLib.matching import Consensus, Matches, StructuralMatches
 from SAMRegistrationLib.methods import second_look
-from SAMRegistrationLib.methods.common_part import Seen
+from SAMRegistrationLib.methods.common_part import Seen, fitted, trust_in
 from SAMRegistrationLib.methods.heights import cut, heights
 from SAMRegistrationLib.methods.second_look import MOST_STEPS, STEP_MM, look_again
-
-GRID = Grid((40, 32, 60), (5.0,) * 3, (-97.5, -77.5, -147.5))
-TRUTH = AffineTransform.about_center(np.diag([1.05, 0.97, 1.06]), (0, 0, 0), (200, 10, -60))
-
-
-def _places(grid: Grid) -> np.ndarray:
-    z, y, x = np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij")
-    return grid.to_world(np.stack([x, y, z], -1))
-
-
-def _body(grid: Grid, to_body: AffineTransform) -> Image:
-    x, y, z = np.moveaxis(to_body.transform_points(_places(grid)), -1, 0)
-    inside = ((x / 80) ** 2 + (y / 60) ** 2 < 1) & (np.abs(z) < 130)
-    return Image(torch.from_numpy(np.where(inside, 40.0, -1000.0)).float(), grid, "int16", "CT")
-
-
-def _embeddings(grid: Grid, to_body: AffineTransform) -> Features:
-    body = torch.from_numpy(to_body.transform_points(_places(grid)))
-    frequencies = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 40
-    phase = body @ frequencies.T
-    vectors = torch.cat([phase.cos(), phase.sin()], dim=-1).permute(3, 0, 1, 2)[None].float()
-    unit = FeatureMap(functional.normalize(vectors, dim=1), grid)
-    return Features(unit, unit)
-
-
-class EmbeddingsOfTheAligned:
-    """Tells where in the fixed body a voxel of the moving volume is, as that lies under a map."""
-
-    name = "aligned"
-    spacing = 5.0
-
-    def __init__(self, place: AffineTransform) -> None:
-        self.to_body = TRUTH.inverse().compose(place)
-        self.heights: list[float] = []
-
-    def extract(self, image: Image) -> Features:
-        self.heights.append(image.grid.extent[2])
-        return _embeddings(image.grid, self.to_body)
 
 
 def _found(place: AffineTransform) -> Alignment:
@@ -67,22 +27,18 @@ def _seen(disagreement: float) -> Seen:
     return Seen(None, None, None, disagreement, False)  # type: ignore[arg-type]
 
 
-def _moving() -> Image:
-    return _body(Grid((44, 36, 60), (5.0,) * 3, (92.5, -77.5, -207.5)), TRUTH.inverse())
-
-
 def test_where_whole_bodies_are_seen_one_more_embedding_is_worth_more_than_the_first_map() -> None:
     place = TRUTH.compose(AffineTransform.translation((6.0, -5.0, 8.0)))
     extractor = EmbeddingsOfTheAligned(place)
-    fixed = _body(GRID, AffineTransform())
-    features = _embeddings(GRID, AffineTransform())
-    again = look_again(fixed, _moving(), extractor, features, _found(place))  # type: ignore[arg-type]
+    fixed = fixed_body()
+    features = embeddings(FIXED_GRID, AffineTransform())
+    again = look_again(fixed, moving_body(), extractor, features, _found(place))  # type: ignore[arg-type]
     points = np.random.default_rng(2).uniform((-50, -40, -100), (50, 40, 100), (100, 3))
     ends = place.transform_points(points), TRUTH.transform_points(points)
     expected = 0.15 * ends[0] + 0.85 * ends[1]
     assert np.linalg.norm(again.transform.transform_points(points) - expected, axis=1).mean() < 1.0
     assert again.reliable
-    assert len(extractor.heights) == 1
+    assert len(extractor.shown) == 1
 
 
 @pytest.mark.parametrize(("off", "left"), [(12.0, 4.0), (60.0, 0.0)])
@@ -110,10 +66,10 @@ def test_where_nothing_can_be_gained_the_alignment_is_left_alone(model: str) -> 
     """A translation needs no second look, and volumes 500 mm apart have nothing in common."""
     place = TRUTH if model == "translation" else TRUTH.compose(AffineTransform.translation((0, 0, 500.0)))
     found = _found(place)
-    features = _embeddings(GRID, AffineTransform())
+    features = embeddings(FIXED_GRID, AffineTransform())
     extractor = EmbeddingsOfTheAligned(place)
-    fixed = _body(GRID, AffineTransform())
-    again = look_again(fixed, _moving(), extractor, features, found, model=model)  # type: ignore[arg-type]
+    fixed = fixed_body()
+    again = look_again(fixed, moving_body(), extractor, features, found, model=model)  # type: ignore[arg-type]
     assert again is found
 
 
@@ -150,10 +106,62 @@ def test_a_step_that_hardly_lessens_the_disagreement_is_not_taken() -> None:
 
 
 def test_a_volume_is_cut_to_whole_slices_and_its_body_measured() -> None:
-    fixed = _body(GRID, AffineTransform())
+    fixed = fixed_body()
     lower, upper = heights(Regions.of(fixed).body_image)
     assert (lower, upper) == pytest.approx((-130, 130), abs=5)
     part = cut(fixed, (-40.0, 60.0))
     assert part.grid.size[2] == 20
     assert part.grid.to_world((0, 0, 0))[2] == pytest.approx(-37.5)
     np.testing.assert_array_equal(part.data, fixed.data[22:42])
+
+
+def _spread(count: int = 200) -> np.ndarray:
+    return np.random.default_rng(6).uniform((-60, -45, -110), (60, 45, 110), (count, 3))
+
+
+def _look_of(place: AffineTransform, points: np.ndarray, matched: np.ndarray, mostly_common: bool = True) -> Seen:
+    ones = np.ones(len(points))
+    matches = StructuralMatches(points, matched, ones, 0 * ones, ones, ones)
+    fit = fitted(matches, trust_in(mostly_common), Model.AFFINE, 0)
+    assert fit is not None
+    return Seen(place, matches, fit, 5.0, mostly_common)
+
+
+@pytest.mark.parametrize(("bent_by", "looks"), [(3.0, 1), (14.0, 2)])
+def test_a_bent_body_is_looked_at_as_it_was_bent_and_both_looks_decide(
+    monkeypatch: pytest.MonkeyPatch, bent_by: float, looks: int
+) -> None:
+    """The second look sees a wave along the body that no linear map can follow, the third sees more of it."""
+    place = TRUTH.compose(AffineTransform.translation((6.0, -5.0, 8.0)))
+    points = _spread()
+    wave = np.zeros_like(points)
+    wave[:, 1] = np.cos(points[:, 2] / 25)
+    seen = [_look_of(place, points, TRUTH.transform_points(points + much * bent_by * wave)) for much in (1, 1.5)]
+    asked: list[tuple[AffineTransform, Consensus | None]] = []
+
+    def look(place: AffineTransform, *others: object) -> Seen:
+        asked.append((place, others[4] if len(others) > 4 else None))  # type: ignore[arg-type]
+        return seen[len(asked) - 1]
+
+    monkeypatch.setattr(second_look, "look", look)
+    fixed, features = fixed_body(), embeddings(FIXED_GRID, AffineTransform())
+    extractor = EmbeddingsOfTheAligned(place)
+    again = look_again(fixed, moving_body(), extractor, features, _found(place))  # type: ignore[arg-type]
+    assert len(asked) == looks
+    if looks == 1:
+        expected = AffineTransform(0.15 * place.matrix + 0.85 * seen[0].fit.fit.transform.matrix)
+    else:
+        assert asked[1][0] is seen[0].fit.fit.transform
+        assert asked[1][1] is seen[0].bend
+        mean = TRUTH.transform_points(points + 1.25 * bent_by * wave)
+        expected = _look_of(place, points, mean).fit.fit.transform
+    ends = again.transform.transform_points(points), expected.transform_points(points)
+    assert np.linalg.norm(ends[0] - ends[1], axis=1).max() < 0.5
+
+
+@pytest.mark.parametrize(("lies", "shifted"), [(20.0, True), (5.0, False), (-10.0, False)])
+def test_the_first_map_is_shifted_with_the_cut_where_the_body_then_lies_nearer(lies: float, shifted: bool) -> None:
+    place = TRUTH.compose(AffineTransform.translation((0, 0, 24.0)))
+    points = _spread()
+    seen = _look_of(place, points, TRUTH.transform_points(points + np.array([0, 0, lies])), mostly_common=False)
+    assert second_look._nearer(TRUTH, seen) is (place if shifted else TRUTH)
