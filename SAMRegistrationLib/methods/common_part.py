@@ -95,14 +95,12 @@ class Seen:
     """What a look led to.
 
     Args:
-        place: the linear map under which was looked.
         matches: to moving world, clear of the ends of what is common.
         fit: the most probable map.
         disagreement: median distance in mm of the neighbors' matches from what their point says.
         mostly_common: whether nearly all that either volume shows was looked at.
     """
 
-    place: AffineTransform
     matches: StructuralMatches
     fit: FeatureAlignment
     disagreement: float
@@ -201,7 +199,7 @@ def look(
     matches = replace(matches, matched=transform_points(under, matches.matched))
     mostly_common = length >= MOSTLY_COMMON * max(upper - lower for lower, upper in shown)
     fit = fitted(matches, trust_in(mostly_common), model, seed)
-    return None if fit is None else Seen(place, matches, fit, float(np.median(found.residual)), mostly_common)
+    return None if fit is None else Seen(matches, fit, float(np.median(found.residual)), mostly_common)
 
 
 def _field(bend: Consensus, grid: Grid) -> DisplacementField:

@@ -6,9 +6,9 @@ little is common, a first map that is wrong by two centimeters leaves ends that 
 best where they do, so what lies on each other is shifted along the body until then. The result is a mean of both
 looks.
 
-Where the matches agree that the body is bent against the map, as with a head laid back, a third look follows: the
-moving volume is bent as they say, embedded and matched once more, and the map is fitted to the matches of both
-looks.
+Where most is common and the matches agree that the body is bent against the map, as with a head laid back, a third
+look follows: the moving volume is bent as they say, embedded and matched once more, and the map is fitted to the
+matches of both looks.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def look_again(
         return found
     result = _third_look(best, pair, extractor, wanted, seed)
     if result is None:
-        result = _between(_nearer(found.transform, best), best.fit, best.trust.weight)
+        result = _between(found.transform, best.fit, best.trust.weight)
     try:
         return from_matches(result, *prepared, seed)
     except InputError:
@@ -113,29 +113,18 @@ def _third_look(
     seen: Seen, pair: LookedAt, extractor: FeatureExtractor, model: Model, seed: int
 ) -> FeatureAlignment | None:
     """The map that this look and one at the bent volume agree on; None where it is not bent, or they do not."""
-    if seen.bending_mm < LEAST_BENDING_MM:
+    if not seen.mostly_common or seen.bending_mm < LEAST_BENDING_MM:
         return None
     bent = look(seen.fit.fit.transform, pair, extractor, model, seed, seen.bend)
     return None if bent is None else fitted(joined(seen.matches, bent.matches), seen.trust, model, seed)
 
 
-def _nearer(first: AffineTransform, seen: Seen) -> AffineTransform:
-    """The first map, or the same shifted with the cut where the second look found the body nearer to that."""
-    return min((first, seen.place), key=lambda place: _apart(place, seen.fit))
-
-
-def _apart(first: AffineTransform, second: FeatureAlignment) -> float:
-    """Mean distance in mm of where two maps put the matched points."""
-    points = second.matches.points
-    ends = first.transform_points(points), second.fit.transform.transform_points(points)
-    return float(np.linalg.norm(ends[0] - ends[1], axis=1).mean())
-
-
 def _between(first: AffineTransform, second: FeatureAlignment, weight: float) -> FeatureAlignment:
     """The mean of both maps, whose errors differ; the second alone where they are too far apart for that."""
-    if _apart(first, second) > LARGEST_DISTANCE_MM:
-        return second
     points, fit = second.matches.points, second.fit
+    ends = first.transform_points(points), fit.transform.transform_points(points)
+    if np.linalg.norm(ends[0] - ends[1], axis=1).mean() > LARGEST_DISTANCE_MM:
+        return second
     mean = AffineTransform((1 - weight) * first.matrix + weight * fit.transform.matrix)
     if fit.model is not Model.AFFINE:
         # The mean of two turns is no turn.
