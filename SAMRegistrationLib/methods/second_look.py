@@ -34,7 +34,7 @@ from .common_part import LookedAt, Seen, fitted, joined, look
 LARGEST_DISTANCE_MM = 30.0
 """Between what two maps make of the matched points, for their mean to be better than either."""
 
-LEAST_BENDING_MM = 6.0
+LEAST_BENDING_MM = 5.0
 """Where people lie less bent against each other, a third look says what the second said."""
 
 STEP_MM = 12.0
