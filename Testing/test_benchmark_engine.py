@@ -196,8 +196,12 @@ def test_the_command_runs_a_suite_and_writes_everything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     suite = write_suite(tmp_path, ["initial", method(tmp_path, "missing")])
-    assert main(["benchmark", str(suite), "-o", str(tmp_path / "out"), "--threads", "1"]) == 0
+    record = tmp_path / "record.csv"
+    command = ["benchmark", str(suite), "--threads", "1", "--record", str(record)]
+    assert main([*command, "-o", str(tmp_path / "out")]) == 0
     assert "2 did not end well" in capsys.readouterr().out
+    assert main([*command, "-o", str(tmp_path / "later"), "--report-only"]) == 0
+    assert {file.stem for file in (tmp_path / "later" / "results").glob("*/*")} == {"initial"}
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"results.csv", "summary.md", "summary.json", "report.html"} <= names
     with (tmp_path / "out" / "results.csv").open() as stream:

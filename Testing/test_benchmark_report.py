@@ -19,6 +19,7 @@ from benchmark_phantoms import OFFSET, method, write_suite
 from SAMRegistrationLib.benchmark.methods import Methods
 from SAMRegistrationLib.benchmark.outputs import write_outputs
 from SAMRegistrationLib.benchmark.pictures import picture
+from SAMRegistrationLib.benchmark.record import read_record, write_record
 from SAMRegistrationLib.benchmark.results import Result
 from SAMRegistrationLib.benchmark.runner import Run, collect, run_all
 from SAMRegistrationLib.benchmark.suite import load_suite
@@ -150,6 +151,43 @@ def test_the_report_can_be_written_again_from_what_is_there_and_is_the_same(fini
         (finished.out / "report.html").read_text(encoding="utf-8"),
         (finished.out / "results.csv").read_text(encoding="utf-8"),
     ) == before
+
+
+def test_results_from_a_record_make_the_same_tables_and_leave_nothing_to_be_done(
+    finished: Run, tmp_path: Path
+) -> None:
+    record, again = tmp_path / "record.csv", tmp_path / "again.csv"
+    write_record(finished.out, record)
+    elsewhere = replace(finished, out=tmp_path / "elsewhere")
+    read_record(record, elsewhere.out)
+    assert run_all(elsewhere) == []
+    assert markdown(collect(elsewhere), 0) == markdown(collect(finished), 0)
+    matrices = [(run.files("first", "default").read() or {})["matrix"] for run in (finished, elsewhere)]
+    np.testing.assert_allclose(*matrices, rtol=1e-7)
+    write_record(elsewhere.out, again)
+    assert again.read_text() == record.read_text()
+
+
+def test_a_record_tells_a_lost_organ_from_one_that_was_not_judged_and_replaces_nothing(
+    finished: Run, tmp_path: Path
+) -> None:
+    run, record = replace(finished, out=tmp_path / "out"), tmp_path / "record.csv"
+    said = {"family": "balls", "status": "done", "seconds": 2.0}
+    center = {"metric": "center_mm", "label": "left", "group": "", "scored": False, "value": None}
+    missing = {"status": "not installed", "message": "no", "scores": []}
+    for name, report in (
+        ("lost", said | {"scores": [center]}),
+        ("other", said | {"scores": []}),
+        ("none", missing),
+    ):
+        run.files("first", name).write({"pair": "first", "method": name, **report})
+    write_record(run.out, record)
+    elsewhere = replace(run, out=tmp_path / "elsewhere")
+    elsewhere.files("first", "other").write({"status": "failed", "message": "here", "scores": []})
+    read_record(record, elsewhere.out)
+    assert (elsewhere.files("first", "lost").read() or {})["scores"] == [center]
+    assert (elsewhere.files("first", "other").read() or {})["message"] == "here"
+    assert elsewhere.files("first", "none").read() is None
 
 
 def test_a_report_of_nothing_is_a_report(finished: Run, tmp_path: Path) -> None:

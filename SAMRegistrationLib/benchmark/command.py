@@ -59,6 +59,9 @@ def add_benchmark_arguments(subparsers: argparse._SubParsersAction[argparse.Argu
         "--report-only", action="store_true", help="only write tables and report from what is there"
     )
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="also put tables between a file's markers")
+    parser.add_argument(
+        "--record", metavar="CSV", type=Path, help="take what DIR lacks from a file, and put all of DIR into it"
+    )
 
 
 def run_benchmark(options: argparse.Namespace) -> int:
@@ -69,6 +72,7 @@ def run_benchmark(options: argparse.Namespace) -> int:
     """
     from ..errors import UsageError
     from .outputs import write_outputs
+    from .record import read_record, write_record
     from .runner import judge_all_again, run_all
 
     if options.list:
@@ -79,12 +83,16 @@ def run_benchmark(options: argparse.Namespace) -> int:
         raise UsageError("--jobs and --threads must be at least 1")
     run = _run_of(options)
     unfinished: list[str] = []
+    if options.record and options.record.is_file():
+        read_record(options.record, run.out)
     if options.rescore:
         judge_all_again(run)
     elif not options.report_only:
         with _ended_as_interrupted():
             unfinished = run_all(run)
     report = write_outputs(run, options.markdown)
+    if options.record:
+        write_record(run.out, options.record)
     if unfinished:
         print("\n".join([f"{len(unfinished)} did not end well:", *unfinished]))
     print(f"report: {report}")
