@@ -32,6 +32,7 @@ from SAMRegistrationLib.benchmark.tables import (
     stage_table,
     write_between_markers,
 )
+from SAMRegistrationLib.errors import InputError
 
 VOID = {"meta", "img", "br"}
 
@@ -188,6 +189,15 @@ def test_a_record_tells_a_lost_organ_from_one_that_was_not_judged_and_replaces_n
     assert (elsewhere.files("first", "lost").read() or {})["scores"] == [center]
     assert (elsewhere.files("first", "other").read() or {})["message"] == "here"
     assert elsewhere.files("first", "none").read() is None
+
+
+@pytest.mark.parametrize("text", ["one,two\n1,2\n", "pair,method,seconds\na,b,soon\n", "pair,method\na,b,c\n"])
+def test_another_table_is_refused_as_a_record_and_nothing_is_written(tmp_path: Path, text: str) -> None:
+    record = tmp_path / "record.csv"
+    record.write_text(text)
+    with pytest.raises(InputError, match="record"):
+        read_record(record, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_report_of_nothing_is_a_report(finished: Run, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import InputError
 from .results import ResultFiles
 from .tables import COSTS
 
@@ -37,12 +38,20 @@ def write_record(out: Path, file: Path) -> None:
 
 
 def read_record(file: Path, out: Path) -> None:
-    """Put the results of a file into an output folder, save those that are there already."""
-    with file.open(newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            files = ResultFiles(out, row["pair"], row["method"])
-            if files.read() is None:
-                files.write(_report(row))
+    """Put the results of a file into an output folder, save those that are there already.
+
+    Raises:
+        InputError: if the file is no such table.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8") as stream:
+            reports = [_report(row) for row in csv.DictReader(stream)]
+        places = [ResultFiles(out, report["pair"], report["method"]) for report in reports]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{file} is no record of benchmark results: {error!r}") from error
+    for files, report in zip(places, reports, strict=True):
+        if files.read() is None:
+            files.write(report)
 
 
 def _row(report: dict[str, Any]) -> dict[str, str]:
