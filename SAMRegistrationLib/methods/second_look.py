@@ -6,9 +6,9 @@ little is common, a first map that is wrong by two centimeters leaves ends that 
 best where they do, so what lies on each other is shifted along the body until then. The result is a mean of both
 looks.
 
-Where most is common and the matches agree that the body is bent against the map, as with a head laid back, a third
-look follows: the moving volume is bent as they say, embedded and matched once more, and the map is fitted to the
-matches of both looks.
+Where most is common and the matches agree that the body is bent against an affine map, as with a head laid back, a
+third look follows: the moving volume is bent as they say, embedded and matched once more, and the map is fitted to
+the matches of both looks.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def _third_look(
     seen: Seen, pair: LookedAt, extractor: FeatureExtractor, model: Model, seed: int
 ) -> FeatureAlignment | None:
     """The map that this look and one at the bent volume agree on; None where it is not bent, or they do not."""
-    if not seen.mostly_common or seen.bending_mm < LEAST_BENDING_MM:
+    # A stiffer map leaves stretch over, which is no bending.
+    if model is not Model.AFFINE or not seen.mostly_common or seen.bending_mm < LEAST_BENDING_MM:
         return None
     bent = look(seen.fit.fit.transform, pair, extractor, model, seed, seen.bend)
     return None if bent is None else fitted(joined(seen.matches, bent.matches), seen.trust, model, seed)
