@@ -167,7 +167,8 @@ def test_weights_of_half_precision_give_fields_of_full_precision(network, odd_pa
 
 
 def test_training_in_half_precision_reaches_every_parameter(network, odd_pair):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    # oneDNN's gradient of a few channels' weights was not finite once, on a processor with bfloat16 of its own.
+    with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", dtype=torch.bfloat16):
         fields = network(*odd_pair.inputs_of(network))
         functional.mse_loss(fields[-1], odd_pair.truth).backward()
     for name, parameter in network.named_parameters():
