@@ -93,8 +93,8 @@ def instance_optimization(
         grid = tuple(problem.displacement.shape[2:])
     lattices = (lattice, feature_lattice or lattice)
     voxel_weight = _voxel_weight(problem, near_bodies)
-    descent = _Descent(problem, config, weights, lattices, voxel_weight, 3 if from_rest else 1, grid)
-    descent.keeps_features = from_rest or not problem.in_last_stage
+    expected, keeps_features = (3, True) if from_rest else (1, not problem.in_last_stage)
+    descent = _Descent(problem, config, weights, lattices, voxel_weight, expected, grid, keeps_features)
     found = descent(problem.displacement, block)
     if not from_rest:
         _note(problem, "found", found)
@@ -178,7 +178,8 @@ class _Descent:
     """Descends on one sum of terms, on blocks of any size; `expected` descents make up the whole progress.
 
     The field lies on `grid` (z, y, x), by default on that of the finest features. `lattices` are those of MIND and
-    grey values and of the problem's own features beside them.
+    grey values and of the problem's own features beside them. Where nobody asks for the features again, they need
+    not be kept: terms hold what they look at.
     """
 
     def __init__(
@@ -190,6 +191,7 @@ class _Descent:
         voxel_weight: Tensor | None,
         expected: int,
         grid: tuple[int, ...] | None = None,
+        keeps_features: bool = True,
     ) -> None:
         self.problem = problem
         self.config = config
@@ -201,7 +203,7 @@ class _Descent:
         self._features: dict[int, list[tuple[Compared, FeatureTerm]]] = {}
         # The same for all descents, so that their losses can be compared.
         self.voxel_weight = voxel_weight
-        self.keeps_features = True
+        self.keeps_features = keeps_features
 
     def __call__(self, found: Tensor | None, block: int) -> OptimizationResult:
         features = [term for _, term in (self._features_on if self.keeps_features else self._average)(block)]
