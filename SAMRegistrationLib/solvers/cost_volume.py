@@ -3,14 +3,15 @@
 `cost[0, k, z, y, x]` compares the fixed features at (z, y, x) with the moving features at that voxel plus
 `displacements(radius)[k]`. Shifts beyond the border of the moving volume see its border voxels.
 
-Dot products of all shifts are computed as matrix products between small square blocks of fixed voxels and the
-larger blocks of moving voxels that they can reach, plane by plane; the wanted shifts are bands of the products.
-About half of the products are thrown away, yet this is several times faster than adding up shifted volumes (no
-memory traffic per shift) and needs no more memory than the result and two planes.
+Dot products of all shifts are computed as matrix products between small square blocks of voxels of all fixed
+planes within reach and the larger blocks of a moving plane that these can reach; the wanted shifts are bands of
+the products. About half of the products are thrown away, yet this is several times faster than adding up shifted
+volumes (no memory traffic per shift) and needs little more memory than the result.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 
 import torch
@@ -96,11 +97,11 @@ def _distance_from_products(
     if measure is Measure.COSINE:
         cost.neg_().add_(1.0)
         return
-    norms = _shifts(0.5 * _squared_norm(moving), radius)
     half_fixed = 0.5 * _squared_norm(fixed)[0, 0]
-    for index, half_moving in enumerate(norms):
-        half_distance = half_fixed + half_moving[0] - cost[0, index].float()
-        cost[0, index] = half_distance.clamp_(min=0.0)
+    half_moving = _shifted(0.5 * _squared_norm(moving), radius)
+    for costs, halves in _rows(cost, half_moving):
+        half_distance = half_fixed + halves - costs.float()
+        costs.copy_(half_distance.clamp_(min=0.0))
 
 
 def _squared_norm(features: torch.Tensor) -> torch.Tensor:
@@ -113,17 +114,28 @@ def _dot_products(fixed: torch.Tensor, moving: torch.Tensor, radius: int, dtype:
     block = BLOCK_ON_CPU if fixed.device.type == "cpu" else BLOCK_ON_DEVICE
     side = 2 * radius + 1
     result = torch.empty((side, side, side, depth, height, width), device=fixed.device, dtype=dtype)
-    fixed_blocks = {}
+    fixed_blocks: dict[int, torch.Tensor] = {}
     for plane in range(-radius, depth + radius):
         if plane + radius < depth:
             fixed_blocks[plane + radius] = _blocks(fixed[0, :, plane + radius], block, halo=0)
         fixed_blocks.pop(plane - radius - 1, None)
         moving_blocks = _blocks(moving[0, :, min(max(plane, 0), depth - 1)], block, halo=radius).transpose(1, 2)
-        for z, blocks in fixed_blocks.items():
-            products = torch.bmm(blocks, moving_blocks)
-            bands = _bands(products, block, radius, height, width)
-            result[plane - z + radius, :, :, z] = bands[..., :height, :width]
+        nearby = list(reversed(fixed_blocks))
+        products = torch.bmm(torch.cat([fixed_blocks[z] for z in nearby], dim=1), moving_blocks)
+        bands = _bands(products, len(nearby), block, radius, height, width)
+        _reached(result, plane, nearby[0], len(nearby)).copy_(bands[..., :height, :width])
     return result.view(1, side**3, depth, height, width)
+
+
+def _reached(result: torch.Tensor, plane: int, first: int, count: int) -> torch.Tensor:
+    """Where the products of a moving plane belong: (fixed plane from `first` down, shift y, shift x, y, x)."""
+    side, _, _, _, height, width = result.shape
+    shift, shift_y, shift_x, fixed_plane, row, column = result.stride()
+    return result.as_strided(
+        (count, side, side, height, width),
+        (shift - fixed_plane, shift_y, shift_x, row, column),
+        (plane - first + side // 2) * shift + first * fixed_plane,
+    )
 
 
 def _blocks(plane: torch.Tensor, block: int, halo: int) -> torch.Tensor:
@@ -135,17 +147,18 @@ def _blocks(plane: torch.Tensor, block: int, halo: int) -> torch.Tensor:
     return squares.permute(1, 2, 3, 4, 0).reshape(-1, (block + 2 * halo) ** 2, channels)
 
 
-def _bands(products: torch.Tensor, block: int, radius: int, height: int, width: int) -> torch.Tensor:
-    """View the products fixed voxel x reachable voxel as (shift y, shift x, y, x)."""
+def _bands(products: torch.Tensor, planes: int, block: int, radius: int, height: int, width: int) -> torch.Tensor:
+    """View the products fixed voxel x reachable voxel as (fixed plane, shift y, shift x, y, x)."""
     side, reach = 2 * radius + 1, block + 2 * radius
     rows, columns = -(-height // block), -(-width // block)
     per_row = reach * reach
-    per_block = block * block * per_row
+    per_plane = block * block * per_row
+    per_block = planes * per_plane
     view = products.as_strided(
-        (side, side, rows, block, columns, block),
-        (reach, 1, columns * per_block, block * per_row + reach, per_block, per_row + 1),
+        (planes, side, side, rows, block, columns, block),
+        (per_plane, reach, 1, columns * per_block, block * per_row + reach, per_block, per_row + 1),
     )
-    return view.reshape(side, side, rows * block, columns * block)
+    return view.reshape(planes, side, side, rows * block, columns * block)
 
 
 def _absolute_differences(
@@ -169,13 +182,30 @@ def _shifts(volume: torch.Tensor, radius: int) -> list[torch.Tensor]:
     return [padded[:, z : z + depth, y : y + height, x : x + width] for z in side for y in side for x in side]
 
 
+def _shifted(volume: torch.Tensor, radius: int) -> torch.Tensor:
+    """A (1, 1, z, y, x) volume under every shift: a view (shift z, shift y, shift x, z, y, x)."""
+    padded = F.pad(volume, (radius,) * 6, mode="replicate")[0, 0]
+    for axis, size in enumerate(volume.shape[2:]):
+        padded = padded.unfold(axis, size, 1)
+    return padded
+
+
+def _rows(cost: torch.Tensor, shifted: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The shifts that differ along x only, of the costs and of a shifted volume: each (shift x, z, y, x).
+
+    One by one they would be hundreds of small kernels on a GPU, all at once as large as the costs again.
+    """
+    by_shift = cost.view(shifted.shape)
+    for z in range(shifted.shape[0]):
+        for y in range(shifted.shape[1]):
+            yield by_shift[z, y], shifted[z, y]
+
+
 def _neutralize(cost: torch.Tensor, moving_valid: torch.Tensor, radius: int) -> None:
-    valid = [view[0] > 0 for view in _shifts((moving_valid > 0).to(torch.uint8).float(), radius)]
+    valid = _shifted((moving_valid > 0).float(), radius)
     total = torch.zeros(cost.shape[2:], device=cost.device)
-    count = torch.zeros_like(total)
-    for index, reachable in enumerate(valid):
-        total += cost[0, index] * reachable
-        count += reachable
-    neutral = (total / count.clamp(min=1.0)).to(cost.dtype)
-    for index, reachable in enumerate(valid):
-        cost[0, index] = torch.where(reachable, cost[0, index], neutral)
+    for costs, reachable in _rows(cost, valid):
+        total += (costs * reachable).sum(0)
+    neutral = (total / valid.sum((0, 1, 2)).clamp(min=1.0)).to(cost.dtype)
+    for costs, reachable in _rows(cost, valid):
+        costs.copy_(torch.where(reachable > 0, costs, neutral))
