@@ -20,11 +20,11 @@ from ..alignment.refinement import Model
 from ..alignment.robust_fit import plausible
 from ..errors import InputError
 from ..features.base import FeatureExtractor, Features
-from ..field import DisplacementField, displacement_on
+from ..field import DisplacementField
 from ..grid import FloatArray, Grid
 from ..image import Image
 from ..matching import Consensus, FeatureIndex, StructuralMatches, indexed, match_structurally
-from ..sampling import Interpolation, sample, voxel_mesh
+from ..sampling import Interpolation
 from ..transforms import AffineTransform, CompositeTransform, Transform, transform_points
 from .aligned_matching import covering_grid
 from .heights import Heights, cut, cut_grid, heights
@@ -178,7 +178,8 @@ def look(
     """
     grid = covering_grid(pair.moving, place, pair.fixed)
     under: Transform = place if bend is None else CompositeTransform([_field(bend, grid), place])
-    body = _body_under(under, pair.moving_body, grid)
+    coarse = grid.resampled(max(min(pair.moving_body.grid.spacing), *grid.spacing))
+    body = aligned_volume(pair.moving_body, under, coarse, Interpolation.NEAREST, 0)
     if not bool(body.data.any()) or not bool(pair.fixed_body.data.any()):
         return None
     shown = heights(pair.fixed_body), heights(body)
@@ -190,7 +191,7 @@ def look(
         fixed = FeatureIndex(extractor.extract(cut(pair.fixed, common)), pair.fixed_body)
     else:
         fixed = pair.index
-    lying = _volume_under(under, pair.moving, cut_grid(grid, common)[0])
+    lying = aligned_volume(pair.moving, under, cut_grid(grid, common)[0])
     aligned = FeatureIndex(extractor.extract(lying), body)
     points = body_grid(cut(pair.fixed_body, common), most=POINTS)
     with torch.no_grad():
@@ -209,23 +210,6 @@ def _field(bend: Consensus, grid: Grid) -> DisplacementField:
     points = coarse.to_world(np.stack([x, y, z], axis=1))
     shift = (bend.predict(points) - points).T.reshape(1, 3, *coarse.shape)
     return DisplacementField(torch.from_numpy(shift).float(), coarse).resampled(grid)
-
-
-def _volume_under(under: Transform, moving: Image, grid: Grid) -> Image:
-    """The moving volume as it lies on a grid of the fixed world."""
-    if isinstance(under, AffineTransform):
-        return aligned_volume(moving, under, grid)
-    return displacement_on(under, grid).to(moving.data.device).warp(moving)
-
-
-def _body_under(under: Transform, body: Image, grid: Grid) -> Image:
-    """A body of the moving volume under a map, on voxels of its own size over a grid of the fixed world."""
-    coarse = grid.resampled(max(min(body.grid.spacing), *grid.spacing))
-    if not isinstance(under, AffineTransform):
-        return displacement_on(under, coarse).to(body.data.device).warp(body, Interpolation.NEAREST, 0)
-    mesh = voxel_mesh(coarse.shape, body.grid.world_to_voxel @ under.matrix @ coarse.voxel_to_world)
-    inside = sample(body.tensor(), mesh, Interpolation.NEAREST)[0, 0]
-    return Image(inside, coarse)
 
 
 def _clear_of_ends(matches: StructuralMatches, common: Heights) -> NDArray[np.bool_]:

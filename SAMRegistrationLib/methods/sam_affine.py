@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..alignment import Alignment, agreement, align, judge
 from ..features.base import FeatureExtractor, Features
+from ..field import displacement_on
 from ..grid import Grid
 from ..image import Image
-from ..sampling import sample_mapped, voxel_mesh
-from ..transforms import AffineTransform
+from ..sampling import Interpolation, sample_mapped, voxel_mesh
+from ..transforms import AffineTransform, Transform
 
 QUARTER_TURNS = (90, 180, 270)
 """Degrees about the long axis that are tried where a patient as stored is not recognized."""
@@ -124,15 +125,25 @@ def turned_grid(grid: Grid, turn: AffineTransform) -> Grid:
     return Grid.from_voxel_to_world(grid.size, turn.matrix @ grid.voxel_to_world)
 
 
-def aligned_volume(moving: Image, transform: AffineTransform, grid: Grid) -> Image:
-    """The moving volume as it lies on a fixed grid under a linear map; its background outside."""
-    to_moving = moving.grid.world_to_voxel @ transform.matrix @ grid.voxel_to_world
+def aligned_volume(
+    moving: Image,
+    transform: Transform,
+    grid: Grid,
+    interpolation: Interpolation = Interpolation.LINEAR,
+    fill: float | None = None,
+) -> Image:
+    """The moving volume as it lies on a fixed grid under a map; `fill`, or its background, outside."""
     device = moving.data.device
+    if not isinstance(transform, AffineTransform):
+        return displacement_on(transform, grid).to(device).warp(moving, interpolation, fill)
+    # A linear map needs no displacement of every voxel in memory.
+    to_moving = moving.grid.world_to_voxel @ transform.matrix @ grid.voxel_to_world
     values = sample_mapped(
         moving.tensor(),
         grid.shape,
         lambda slab: voxel_mesh(grid.shape, to_moving, device, slab),
-        fill=moving.background,
+        interpolation,
+        fill=moving.background if fill is None else fill,
     )
     return Image(values[0, 0], grid, moving.pixel_type, moving.modality)
 
