@@ -18,7 +18,7 @@ from SAMRegistrationLib.features import memory
 from SAMRegistrationLib.features.base import FeatureMap, Features, divided
 from SAMRegistrationLib.features.precision import inference_precision
 from SAMRegistrationLib.features.registry import get_extractor
-from SAMRegistrationLib.features.sam import SamExtractor
+from SAMRegistrationLib.features.sam import SamExtractor, _shown
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.models import catalogue
@@ -145,14 +145,54 @@ class TestExtraction:
             torch.testing.assert_close(lengths, torch.ones_like(lengths), atol=1e-4, rtol=0)
 
     @BOTH
-    def test_padding_to_the_networks_multiple_is_air(self, architecture: Architecture) -> None:
+    def test_what_is_added_beside_the_body_is_air(self, architecture: Architecture) -> None:
         extractor = _extractor(architecture)
         volume = _ct(_grid((33, 30, 18))).tensor()
-        depth = 20 if architecture is SAM_RESNET18 else 32
-        padded = functional.pad(volume, [0, 48 - 33, 0, 32 - 30, 0, depth - 18], value=-1024.0)
+        padded = functional.pad(volume, [0, 48 - 33, 0, 32 - 30], value=-1024.0)
         for found, whole in zip(extractor.extract_tensor(volume), extractor.extract_tensor(padded), strict=True):
-            part = whole[:, :, : found.shape[2], : found.shape[3], : found.shape[4]]
+            part = whole[:, :, :, : found.shape[3], : found.shape[4]]
             torch.testing.assert_close(found, part, atol=1e-5, rtol=0)
+
+    @BOTH
+    def test_beyond_the_ends_of_a_scan_its_outermost_slices_go_on(self, architecture: Architecture) -> None:
+        volume = _ct(_grid((32, 32, 20))).tensor()
+        extended = functional.pad(volume, [0, 0, 0, 0, 32 // 2, 32 // 2 + 12], mode="replicate")
+        torch.manual_seed(0)
+        network = architecture.build().fused()
+        with torch.no_grad():
+            expected = network(architecture.preprocess["CT"](extended))
+        strides = architecture.fine_stride, architecture.coarse_stride
+        found = _extractor(architecture).extract_tensor(volume)
+        for (first, *_), vectors, whole in zip(strides, found, expected, strict=True):
+            part = whole[:, :, 16 // first :][:, :, : vectors.shape[2]]
+            torch.testing.assert_close(vectors, part, atol=5e-4, rtol=0)
+
+    def test_a_scan_masked_beyond_its_ends_goes_on_as_if_it_ended_there(self) -> None:
+        """Vectors of a network that sees little depend on the body only, not on the empty slices."""
+        extractor = _extractor(SAM_LITE)
+        body = _ct(_grid((32, 32, 32))).tensor()
+        body[:, :, :3], body[:, :, -3:] = body[:, :, 3:4], body[:, :, -4:-3]
+        masked = functional.pad(body, [0, 0, 0, 0, 16, 16], value=-1024.0)
+        goes_on = functional.pad(body, [0, 0, 0, 0, 16, 16], mode="replicate")
+        for found, expected in zip(
+            extractor.extract_tensor(masked), extractor.extract_tensor(goes_on), strict=True
+        ):
+            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("means", "shown"),
+        [
+            ([0.5] * 12, (0, 11)),
+            ([0.0, 0.0, 0.3, 0.6] + [0.6] * 8, (4, 11)),
+            ([0.5] * 9 + [0.0] * 4, (0, 6)),
+            ([0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.8], (0, 10)),
+            ([0.0] * 8, (0, 7)),
+            ([0.0] * 7 + [0.5], (0, 7)),
+        ],
+        ids=["full", "masked below", "masked above", "a head above which is air", "nothing", "one slice"],
+    )
+    def test_only_a_body_that_is_cut_off_goes_on(self, means: list[float], shown: tuple[int, int]) -> None:
+        assert _shown(means) == shown
 
     @BOTH
     def test_volume_at_working_spacing_is_not_resampled(self, architecture: Architecture) -> None:
@@ -316,7 +356,8 @@ class TestMemory:
         small, large = Grid((64, 64, 64), (2.0,) * 3), Grid((64, 64, 64), (4.0,) * 3)
         fixed = architecture.fixed_values * 4
         growth = (extractor.estimate_memory(large) - fixed) / (extractor.estimate_memory(small) - fixed)
-        assert growth == pytest.approx(8, rel=1e-3)
+        # The slices beyond both ends are as many for either.
+        assert growth == pytest.approx(4 * (128 + 32) / (64 + 32), rel=1e-3)
 
     def test_container_limit_counts_cached_files_as_free(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

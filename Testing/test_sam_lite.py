@@ -64,6 +64,9 @@ def test_slices_of_a_large_volume_give_what_the_whole_does(small, monkeypatch, s
             assert found is into
             torch.testing.assert_close(found, fine, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(beside, coarse, rtol=1e-4, atol=1e-5)
+            inner = torch.full_like(fine[:, :, 4:11], torch.nan)
+            small(volume, inner, 4)
+            torch.testing.assert_close(inner, fine[:, :, 4:11], rtol=1e-4, atol=1e-5)
 
 
 def test_the_fused_network_computes_the_same_with_plain_weights(small):

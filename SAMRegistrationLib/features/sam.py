@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from ..errors import NotEnoughMemoryError, RegistrationWarning
 from ..grid import Grid
@@ -29,6 +27,17 @@ _BYTES_BESIDE_NETWORK = 45
 """Per voxel at working spacing: the volume as given, resampled and prepared, and the features in float32."""
 
 _ADVICE = "crop the volume or use a preset with MIND features"
+
+_BEYOND_ENDS_MM = 32.0
+"""So far the outermost slices are repeated: vectors tell how near an end is, which says nothing of the body."""
+
+_EMPTY = 0.05
+"""A slice whose mean is at most this share of the largest is empty."""
+
+_BLURRED_SLICES = 2
+_SLICES_INSIDE = 5
+_ABRUPT = 0.75
+"""Where a slice has that share of what lies some slices further inside, the scan ends there, not the body."""
 
 _BELOW_TISSUE = -200.0
 """A volume of unknown modality that reaches below this many units is taken for a CT."""
@@ -136,16 +145,16 @@ class SamExtractor:
             with own_pages(math.prod(shape) * self.feature_precision.itemsize):
                 # Of large volumes the network's own precision would be a third copy besides what it works on.
                 made = torch.empty(shape, dtype=self.feature_precision, memory_format=torch.channels_last_3d)
-            fine, coarse = self._network(self._prepared(volume, modality), made)
+            first = self._beyond_ends // architecture.fine_stride[0]
+            fine, coarse = self._network(self._prepared(volume, modality), made, first)
         else:
             fine, coarse = self._network(self._prepared(volume, modality))
-        return (
-            self._finished(fine, size, architecture.fine_stride),
-            self._finished(coarse, size, architecture.coarse_stride),
-        )
+            fine = self._between_ends(fine, size, architecture.fine_stride)
+        coarse = self._between_ends(coarse, size, architecture.coarse_stride)
+        return self._finished(fine), self._finished(coarse)
 
     def _prepared(self, volume: Tensor, modality: str) -> Tensor:
-        return self._padded(self._preprocessing(modality)(volume.to(self.device))).to(self.precision)
+        return self._padded(self._preprocessing(modality)(volume.to(self.device)))
 
     def feature_grids(self, grid: Grid) -> tuple[Grid, Grid]:
         """Where the fine and the coarse map of `extract_tensor` lie for a volume on `grid`."""
@@ -156,8 +165,7 @@ class SamExtractor:
         return self._bytes_for(grid.resampled(self.architecture.spacing).shape)
 
     def _bytes_for(self, size: tuple[int, ...]) -> int:
-        padded = [n + -n % m for n, m in zip(size, self.architecture.multiple, strict=True)]
-        voxels = int(np.prod(padded))
+        voxels = math.prod(self._padded_size(size))
         network = self.architecture.peak_values * voxels + self.architecture.fixed_values
         return int(network * self.precision.itemsize + _BYTES_BESIDE_NETWORK * voxels)
 
@@ -180,21 +188,60 @@ class SamExtractor:
     def _preprocessing(self, modality: str) -> Callable[[Tensor], Tensor]:
         return self.architecture.preprocess[modality]
 
-    def _padded(self, prepared: Tensor) -> Tensor:
-        missing = [-n % m for n, m in zip(prepared.shape[2:], self.architecture.multiple, strict=True)]
-        if not any(missing):
-            return prepared
-        return functional.pad(prepared, [0, missing[2], 0, missing[1], 0, missing[0]], value=self.architecture.air)
+    @property
+    def _beyond_ends(self) -> int:
+        """Slices that are added at either end."""
+        multiple = self.architecture.multiple[0]
+        return multiple * math.ceil(_BEYOND_ENDS_MM / (self.architecture.spacing * multiple))
 
-    def _finished(self, vectors: Tensor, size: torch.Size, stride: Shape) -> Tensor:
-        """Without the padding, and of unit length in the precision they are handed out in."""
+    def _padded_size(self, size: Sequence[int]) -> Shape:
+        depth, height, width = size
+        size = depth + 2 * self._beyond_ends, height, width
+        depth, height, width = (n + -n % m for n, m in zip(size, self.architecture.multiple, strict=True))
+        return depth, height, width
+
+    def _padded(self, prepared: Tensor) -> Tensor:
+        """With the outermost slices of the body repeated beyond its ends, and air beside it."""
+        depth, height, width = prepared.shape[2:]
+        shape = (len(prepared), 1, *self._padded_size(prepared.shape[2:]))
+        padded = prepared.new_full(shape, self.architecture.air, dtype=self.precision)
+        inner, first = padded[:, :, :, :height, :width], self._beyond_ends
+        inner[:, :, first : first + depth] = prepared
+        lower, upper = _shown((prepared - self.architecture.air).mean(dim=(0, 1, 3, 4)).tolist())
+        inner[:, :, : first + lower] = prepared[:, :, lower : lower + 1]
+        inner[:, :, first + upper + 1 :] = prepared[:, :, upper : upper + 1]
+        return padded
+
+    def _between_ends(self, vectors: Tensor, size: torch.Size, stride: Shape) -> Tensor:
+        """Without the padding."""
         depth, height, width = _divided(size, stride)
-        vectors = vectors[:, :, :depth, :height, :width].to(
-            self.feature_precision, memory_format=torch.channels_last_3d
-        )
+        first = self._beyond_ends // stride[0]
+        return vectors[:, :, first : first + depth, :height, :width]
+
+    def _finished(self, vectors: Tensor) -> Tensor:
+        """Of unit length in the precision they are handed out in."""
+        vectors = vectors.to(self.feature_precision, memory_format=torch.channels_last_3d)
         if vectors.dtype is not self.precision:
             vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=1e-6)
         return vectors.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _shown(means: Sequence[float]) -> tuple[int, int]:
+    """The first and the last slice that are shown in full, from the mean of every slice above air.
+
+    A scan masked to its treated part has empty slices beyond its ends, and half of one where it was resampled.
+    """
+    return _empty(means), len(means) - 1 - _empty(means[::-1])
+
+
+def _empty(means: Sequence[float]) -> int:
+    """How many slices there are before those that show the body in full; 0 where it ends as bodies do."""
+    first = next((z for z, mean in enumerate(means) if mean > _EMPTY * max(means)), 0)
+    if first == 0 or first + _BLURRED_SLICES >= len(means):
+        return 0
+    full = first + _BLURRED_SLICES
+    inside = means[min(full + _SLICES_INSIDE, len(means) - 1)]
+    return full if means[full] >= _ABRUPT * inside else 0
 
 
 def _divided(size: torch.Size, stride: Shape) -> Shape:

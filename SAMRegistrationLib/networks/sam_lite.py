@@ -84,13 +84,14 @@ class SamLite(nn.Module):
         self.coarse_head = nn.Conv3d(eighth, embedding_channels, 3, padding=1)
         self.fine_head = nn.Conv3d(half, embedding_channels, 3, padding=1)
 
-    def forward(self, volume: Tensor, fine: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, volume: Tensor, fine: Tensor | None = None, first: int = 0) -> tuple[Tensor, Tensor]:
         """Embed preprocessed volumes.
 
         Args:
             volume: (B, 1, D, H, W), the output of `preprocess_ct`, axes z, y, x, isotropic voxels.
             fine: where to put the fine vectors, of any floating type and without the voxels beyond its own size, a
                 few slices after the other if the volume is large; for inference. Made by default.
+            first: the slice of fine vectors, an even one, that comes first in `fine`.
 
         Returns:
             ``fine`` (B, C, ceil(D/2), ceil(H/2), ceil(W/2)) and ``coarse`` (B, C, ceil(D/8), ...), unit vectors
@@ -100,7 +101,7 @@ class SamLite(nn.Module):
         if fine is None:
             fine, coarse = self.unscaled(volume)
             return functional.normalize(fine, dim=1), functional.normalize(coarse, dim=1)
-        return fine, functional.normalize(self._embed_into(fine, volume), dim=1)
+        return fine, functional.normalize(self._embed_into(fine, first, volume), dim=1)
 
     @property
     def embedding_channels(self) -> int:
@@ -122,7 +123,7 @@ class SamLite(nn.Module):
         eighth = self.top_down_eighth(self.stage_sixteenth(eighth), eighth)
         return self.top_down_quarter(eighth, quarter), eighth
 
-    def _embed_into(self, fine: Tensor, volume: Tensor) -> Tensor:
+    def _embed_into(self, fine: Tensor, first: int, volume: Tensor) -> Tensor:
         """`unscaled`, but the fine vectors, of unit length, are put into a map.
 
         What a convolution takes and gives, three or four maps of stride 2, is what the whole takes at its peak.
@@ -142,9 +143,9 @@ class SamLite(nn.Module):
 
         shape = (len(volume), self.stem.convolution.out_channels, depth, height, width)
         half = torch.empty(shape, dtype=padded.dtype, memory_format=torch.channels_last_3d)
-        _put_by_slices(half, depth, 3, beginning)
+        _put_by_slices(half, 0, depth, 3, beginning)
         quarter, eighth = self._context(half)
-        _put_by_slices(fine, depth, 2, end)
+        _put_by_slices(fine, first, depth, 2, end)
         return _crop(self.coarse_head(eighth), volume.shape[2:], COARSE_STRIDE)
 
     def fused(self) -> SamLite:
@@ -243,23 +244,23 @@ class TopDownMerge(nn.Module):
         return cast(Tensor, self.refine(merged))
 
 
-def _put_by_slices(target: Tensor, depth: int, halo: int, compute: Callable[[slice], Tensor]) -> None:
+def _put_by_slices(target: Tensor, first: int, depth: int, halo: int, compute: Callable[[slice], Tensor]) -> None:
     """Fill a map (B, C, D, H, W), the same as at once, some slices after the other where they are large.
 
     Args:
         target: what to fill.
-        depth: of what can be computed, at least that of the target, as are height and width.
+        first: which slice of what can be computed comes first in the target.
+        depth: of what can be computed, which is at least as high and wide as the target.
         halo: how many slices away what is found depends on.
         compute: gives the map of a range of slices, right but for the halo at both ends.
     """
     _, _, kept, height, width = target.shape
-    slices = depth if depth * height * width <= _LARGEST_WHOLE else _SLICES_AT_ONCE
-    for start in range(0, depth, slices):
-        stop = min(start + slices, depth)
-        seen = slice(max(0, start - halo), min(depth, stop + halo))
-        part = target[:, :, start : min(stop, kept)]
-        first = start - seen.start
-        part.copy_(compute(seen)[:, :, first : first + part.shape[2], :height, :width])
+    slices = kept if depth * height * width <= _LARGEST_WHOLE else _SLICES_AT_ONCE
+    for start in range(first, first + kept, slices):
+        stop = min(start + slices, first + kept)
+        seen = slice(max(0, start - halo), min(depth, stop + halo + stop % 2))
+        part = target[:, :, start - first : stop - first]
+        part.copy_(compute(seen)[:, :, start - seen.start : stop - seen.start, :height, :width])
 
 
 def _rectified(features: Tensor) -> Tensor:
