@@ -38,7 +38,7 @@ def _seen(matched: FloatArray, points: FloatArray) -> Seen:
     matches = _matches(points, matched)
     residual = np.linalg.norm(TRUTH.transform_points(points) - matched, axis=1)
     fit = Fit(TRUTH, Model.AFFINE, residual < 30, 0.0)
-    return Seen(matches, FeatureAlignment(fit, matches, len(matches), TRUTH), 1.0, True)
+    return Seen(matches, FeatureAlignment(fit, matches, len(matches)), 1.0, True)
 
 
 def test_matches_through_a_bent_volume_lead_to_where_the_body_really_is() -> None:

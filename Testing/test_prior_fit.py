@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from SAMRegistrationLib import AffineTransform
+from SAMRegistrationLib.alignment.feature_alignment import FeatureAlignment, with_prior
 from SAMRegistrationLib.alignment.prior_fit import fit_with_prior
 from SAMRegistrationLib.alignment.refinement import Model
-from SAMRegistrationLib.alignment.robust_fit import fit_transform
+from SAMRegistrationLib.alignment.robust_fit import fit_transform, robust_fit
 from SAMRegistrationLib.errors import InputError
+from SAMRegistrationLib.matching import Matches
 
 CENTER, SHIFT = (10.0, 20.0, 30.0), (300.0, -40.0, 120.0)
 TURN = np.linalg.qr(np.random.default_rng(4).normal(size=(3, 3)) * 0.1 + np.eye(3))[0]
@@ -70,3 +72,25 @@ def test_matches_that_agree_on_nothing_are_refused() -> None:
         fit_with_prior(BODY[:40], scattered, np.ones(40), Model.AFFINE)
     with pytest.raises(ValueError, match="translation"):
         fit_with_prior(BODY, BODY, np.ones(len(BODY)), Model.TRANSLATION)
+
+
+def _found(points: np.ndarray, matched: np.ndarray) -> FeatureAlignment:
+    matches = Matches(points, matched, np.ones(len(points)), np.zeros(len(points)))
+    fit = robust_fit(points, matched, np.ones(len(points)), Model.AFFINE, 20.0, seed=0)
+    return FeatureAlignment(fit, matches, len(points))
+
+
+def test_what_people_are_like_counts_where_matches_lie_in_a_part_of_the_body() -> None:
+    truth = AffineTransform.about_center(TURN, CENTER, SHIFT)
+    slab = np.concatenate([SLAB, SLAB[:, [1, 0, 2]]])
+    found = _found(slab, truth.transform_points(slab + np.array([0.0, 0.0, 9.0]) * np.sin(slab[:, 2:] / 60)))
+    drawn = with_prior(found, Model.AFFINE)
+    assert drawn.matches is found.matches and drawn.reliable
+    assert _error(drawn.fit.transform, truth) < 0.8 * _error(found.fit.transform, truth)
+
+
+def test_without_a_prior_the_map_that_was_found_stays() -> None:
+    found = _found(BODY, PERSON.transform_points(BODY))
+    few = _found(BODY[:20], PERSON.transform_points(BODY[:20]))
+    assert with_prior(found, Model.TRANSLATION) is found
+    assert with_prior(few, Model.AFFINE) is few

@@ -45,7 +45,7 @@ def test_where_whole_bodies_are_seen_one_more_embedding_is_worth_more_than_the_f
 def test_the_first_map_counts_unless_it_is_far_off(off: float, left: float) -> None:
     points = np.random.default_rng(3).uniform(-80, 80, (100, 3))
     matches = Matches(points, TRUTH.transform_points(points), np.ones(100), np.zeros(100))
-    second = FeatureAlignment(Fit(TRUTH, Model.AFFINE, np.ones(100, bool), 0.0), matches, 100, TRUTH)
+    second = FeatureAlignment(Fit(TRUTH, Model.AFFINE, np.ones(100, bool), 0.0), matches, 100)
     both = second_look._between(AffineTransform.translation((off, 0.0, 0.0)).compose(TRUTH), second, 2 / 3)
     np.testing.assert_allclose(both.fit.transform.matrix[:3, 3], TRUTH.matrix[:3, 3] + (left, 0, 0))
     assert both.reliable
@@ -55,7 +55,7 @@ def test_between_two_rigid_maps_lies_a_rigid_one() -> None:
     points = np.random.default_rng(3).uniform(-80, 80, (100, 3))
     turn = AffineTransform.about_center([[0.96, -0.28, 0], [0.28, 0.96, 0], [0, 0, 1]], (0, 0, 0))
     matches = Matches(points, turn.transform_points(points), np.ones(100), np.zeros(100))
-    second = FeatureAlignment(Fit(turn, Model.RIGID, np.ones(100, bool), 0.0), matches, 100, turn)
+    second = FeatureAlignment(Fit(turn, Model.RIGID, np.ones(100, bool), 0.0), matches, 100)
     linear = second_look._between(AffineTransform(), second, 0.5).fit.transform.matrix[:3, :3]
     np.testing.assert_allclose(linear @ linear.T, np.eye(3), atol=1e-9)
     assert np.arcsin(linear[1, 0]) == pytest.approx(np.arcsin(0.28) / 2, abs=1e-3)

@@ -13,13 +13,13 @@ from ..image import Image
 from ..matching import Matches
 from ..transforms import AffineTransform
 from .checks import doubts
-from .feature_alignment import TOLERANCE_MM, WELL_SUPPORTED, FeatureAlignment, align_features
+from .feature_alignment import TOLERANCE_MM, WELL_SUPPORTED, FeatureAlignment, align_features, with_prior
 from .intensity_alignment import IntensityAligner, IntensityAlignment
 from .refinement import Model
 from .volumes import PreparedImage
 
 WELL_OVERLAPPING = 0.6
-"""A map that rests on a smaller common part is carried far beyond it, which is worth a second opinion."""
+"""A map that rests on a smaller common part is carried far beyond it."""
 
 SAME_BODY = 0.9
 """Score from which on two volumes show one body: people reach 0.65 to 0.82, phases of breathing 0.94 to 0.97."""
@@ -66,9 +66,9 @@ def align(
     """Find the linear map under which two volumes show the same anatomy at the same place.
 
     Needs no start and no common field of view. With embeddings, stable matches are fitted robustly; where that
-    rests on a small common part, intensities improve it. Where too few matches agree, or without embeddings, the
-    volumes are searched by intensities. The better map by a measure that knows nothing of features is kept. The
-    result does not depend on how the volumes are stored.
+    rests on a small common part, what is known of people counts as well. Where too few matches agree, or without
+    embeddings, the volumes are searched by intensities; the better map by a measure that knows nothing of features
+    is kept then. The result does not depend on how the volumes are stored.
 
     Args:
         fixed: any volume.
@@ -91,26 +91,22 @@ def align(
     by_features = None
     if fixed_features is not None and moving_features is not None and fixed_features.coarse is not None:
         by_features = _match(prepared, fixed_features, moving_features, wanted, seed)
-    reliable = by_features is not None and by_features.reliable
-    if by_features is not None and reliable and _well_overlapping(by_features, aligner):
+    if by_features is not None and by_features.reliable:
+        if not _well_overlapping(by_features, aligner):
+            by_features = with_prior(by_features, wanted, seed)
         return _from_features(by_features, aligner)
-    if by_features is not None and reliable:
-        # Two short parts look alike in many places: what many matches agree on is improved, not searched again.
-        found = aligner.improve([by_features.fit.transform, by_features.stiff], wanted)
-    elif initial is not None:
+    if initial is not None:
         found = aligner.improve([initial], wanted)
     else:
         starts = [] if by_features is None else [by_features.fit.transform]
         found = aligner.align(wanted, starts)
-    if by_features is not None:
-        judged = aligner.judged(by_features.fit.transform)
-        if judged.score > found.score:
-            return _from_features(by_features, aligner)
+    if by_features is not None and aligner.judged(by_features.fit.transform).score > found.score:
+        return _from_features(by_features, aligner)
     alignment = _from_intensities(found, wanted, aligner)
     confirmed = (
         by_features is not None and not alignment.warnings and confirms(by_features.matches, found.transform)
     )
-    return replace(alignment, reliable=reliable or confirmed)
+    return replace(alignment, reliable=confirmed)
 
 
 def agreement(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..features.base import Features
 from ..grid import FloatArray
 from ..image import Image
 from ..matching import Matches, indexed, stable_matches
-from ..transforms import AffineTransform
+from .prior_fit import WORTH_IN_A_PART, fit_with_prior
 from .refinement import Model
-from .robust_fit import Fit, fit_transform, robust_fit
+from .robust_fit import Fit, robust_fit
 
 GRID_MM = 16.0
 """Distance of the matched points: 8 voxels of 2 mm in the paper."""
@@ -39,14 +40,11 @@ class FeatureAlignment:
         fit: the map and its inliers among the matches.
         matches: the stable matches that can have a partner.
         stable: number of all stable matches.
-        stiff: the similarity (where less was asked for, the fit itself) through the same inliers, which goes less
-            astray beyond them than an affine map.
     """
 
     fit: Fit
     matches: Matches
     stable: int
-    stiff: AffineTransform
 
     @property
     def inlier_share(self) -> float:
@@ -84,21 +82,34 @@ def align_features(
     if len(matches) > 5:
         matches = matches.select(matches.score >= np.quantile(matches.score, _LOWEST_SCORE_SHARE))
     stable = len(matches)
-    weights = np.clip(matches.score, 1e-3, None) * core_weights(matches.points)
+    weights = _weights(matches)
     fit = robust_fit(matches.points, matches.matched, weights, model, TOLERANCE_MM, seed=seed)
     possible = _possible(matches, fit, fixed_body, moving_body)
     if not possible.all() and int((fit.inliers & possible).sum()) >= WELL_SUPPORTED:
         matches = matches.select(possible)
         weights = weights[possible]
         fit = robust_fit(matches.points, matches.matched, weights, model, TOLERANCE_MM, seed=seed)
-    return FeatureAlignment(fit, matches, stable, _stiff(fit, matches, weights))
+    return FeatureAlignment(fit, matches, stable)
 
 
-def _stiff(fit: Fit, matches: Matches, weights: FloatArray) -> AffineTransform:
-    if fit.model is not Model.AFFINE:
-        return fit.transform
-    inliers = matches.select(fit.inliers)
-    return fit_transform(inliers.points, inliers.matched, weights[fit.inliers], Model.SIMILARITY)
+def with_prior(found: FeatureAlignment, model: Model, seed: int = 0) -> FeatureAlignment:
+    """The most probable map that the same matches agree on, which goes less astray beyond a small common part.
+
+    The one found where no prior applies.
+    """
+    if model is Model.TRANSLATION:
+        return found
+    matches = found.matches
+    try:
+        fit = fit_with_prior(matches.points, matches.matched, _weights(matches), model, seed, WORTH_IN_A_PART)
+    except InputError:
+        return found
+    return replace(found, fit=fit)
+
+
+def _weights(matches: Matches) -> FloatArray:
+    """(n,) how much each match counts."""
+    return np.asarray(np.clip(matches.score, 1e-3, None) * core_weights(matches.points))
 
 
 def _possible(matches: Matches, fit: Fit, fixed_body: Image, moving_body: Image) -> NDArray[np.bool_]:

@@ -25,6 +25,9 @@ COMMON_STRETCH = 0.06
 UNEQUAL_STRETCH = 0.09
 """Standard deviation of each of the five ways to stretch and shear at the same volume."""
 
+WORTH_IN_A_PART = 1 / 15
+"""Of a match where only a part of the body is matched: what fits that exactly need not hold elsewhere."""
+
 _TURN = 0.5
 """In radians; patients are turned by what they are turned."""
 

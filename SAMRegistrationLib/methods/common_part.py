@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..alignment.feature_alignment import CORE_RADIUS_MM, FeatureAlignment, body_grid, core_weights
-from ..alignment.prior_fit import fit_with_prior
+from ..alignment.prior_fit import WORTH_IN_A_PART, fit_with_prior
 from ..alignment.refinement import Model
 from ..alignment.robust_fit import plausible
 from ..errors import InputError
@@ -52,7 +52,7 @@ class Trust:
     """How far a look is trusted.
 
     Args:
-        worth: of a match for the map, see `fit_with_prior`: what fits a part exactly need not hold elsewhere.
+        worth: of a match for the map, see `fit_with_prior`.
         core: radius in mm of what counts around the body's axis.
         weight: of its map in the mean with the first one.
     """
@@ -63,7 +63,7 @@ class Trust:
 
 
 WHOLE = Trust(worth=1.0, core=57.0, weight=0.85)
-PART = Trust(worth=1 / 15, core=CORE_RADIUS_MM, weight=1 / 2)
+PART = Trust(worth=WORTH_IN_A_PART, core=CORE_RADIUS_MM, weight=1 / 2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ def fitted(matches: StructuralMatches, trust: Trust, model: Model, seed: int) ->
         fit = fit_with_prior(matches.points, matches.matched, weights, model, seed, trust.worth)
     except InputError:
         return None
-    found = FeatureAlignment(fit, matches, len(matches), fit.transform)
+    found = FeatureAlignment(fit, matches, len(matches))
     return found if found.reliable and plausible(fit.transform) else None
 
 

@@ -131,4 +131,4 @@ def _between(first: AffineTransform, second: FeatureAlignment, weight: float) ->
         # The mean of two turns is no turn.
         mean = fit_transform(points, mean.transform_points(points), None, fit.model)
     both = fit_of(mean, fit.model, points, second.matches.matched)
-    return replace(second, fit=both, stiff=mean)
+    return replace(second, fit=both)
