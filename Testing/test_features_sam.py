@@ -168,12 +168,13 @@ class TestExtraction:
             torch.testing.assert_close(vectors, part, atol=5e-4, rtol=0)
 
     def test_a_scan_masked_beyond_its_ends_goes_on_as_if_it_ended_there(self) -> None:
-        """Vectors of a network that sees little depend on the body only, not on the empty slices."""
         extractor = _extractor(SAM_LITE)
         body = _ct(_grid((32, 32, 32))).tensor()
         body[:, :, :3], body[:, :, -3:] = body[:, :, 3:4], body[:, :, -4:-3]
         masked = functional.pad(body, [0, 0, 0, 0, 16, 16], value=-1024.0)
         goes_on = functional.pad(body, [0, 0, 0, 0, 16, 16], mode="replicate")
+        # An organ that was contoured beyond the end.
+        masked[:, :, 4:12, 8:12, 8:12] = goes_on[:, :, 4:12, 8:12, 8:12] = 100.0
         for found, expected in zip(
             extractor.extract_tensor(masked), extractor.extract_tensor(goes_on), strict=True
         ):
@@ -182,14 +183,15 @@ class TestExtraction:
     @pytest.mark.parametrize(
         ("means", "shown"),
         [
-            ([0.5] * 12, (0, 11)),
-            ([0.0, 0.0, 0.3, 0.6] + [0.6] * 8, (4, 11)),
-            ([0.5] * 9 + [0.0] * 4, (0, 6)),
-            ([0.0, 0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.8], (0, 10)),
-            ([0.0] * 8, (0, 7)),
+            ([0.5] * 40, (0, 39)),
+            ([0.0, 0.0, 0.3, 0.6] + [0.6] * 36, (4, 39)),
+            ([0.5] * 36 + [0.0] * 4, (0, 33)),
+            ([0.0] * 2 + [0.03] * 4 + [0.2] + [0.5] * 33, (8, 39)),
+            ([0.0, 0.0] + [0.04 * z for z in range(38)], (0, 39)),
+            ([0.0] * 40, (0, 39)),
             ([0.0] * 7 + [0.5], (0, 7)),
         ],
-        ids=["full", "masked below", "masked above", "a head above which is air", "nothing", "one slice"],
+        ids=["full", "below", "above", "a table goes on", "a head above which is air", "nothing", "one slice"],
     )
     def test_only_a_body_that_is_cut_off_goes_on(self, means: list[float], shown: tuple[int, int]) -> None:
         assert _shown(means) == shown
