@@ -203,7 +203,8 @@ def test_no_stage_of_the_default_preset_holds_more_than_its_share_for_every_voxe
         register(pair.fixed, pair.moving, device="cpu", progress=note)
     volume = 4 * working_grid(pair.fixed.grid, 2.0).number_of_voxels
     bounds = {
-        "convex_search": 46,
+        # With the slices that embeddings see beyond both ends.
+        "convex_search": 49,
         "instance_optimization": 41,
         "instance_optimization 2": 43,
         "finish": 17,

@@ -252,8 +252,8 @@ def _continue(volume: Tensor, end: int, beyond: slice, air: float) -> None:
 def _shown(means: Sequence[float]) -> tuple[int, int]:
     """The first and the last slice that show the body in full, from the mean of every slice above air.
 
-    A scan masked to its treated part has slices beyond its ends that are empty but for a table or a contoured organ,
-    and half of one where it was resampled.
+    A scan masked to its treated part has slices beyond its ends that are empty but for a table or a contoured
+    organ, and half of one where it was resampled.
     """
     return _cut_off(means), len(means) - 1 - _cut_off(means[::-1])
 
