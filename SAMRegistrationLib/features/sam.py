@@ -210,7 +210,7 @@ class SamExtractor:
         padded = prepared.new_full(shape, air, dtype=self.precision)
         inner = padded[:, :, :, :height, :width]
         inner[:, :, first : first + depth] = prepared
-        lower, upper = _shown((prepared - air).mean(dim=(0, 1, 3, 4)).tolist())
+        lower, upper = _shown((prepared.mean(dim=(0, 1, 3, 4)) - air).tolist())
         below, above = (_BLURRED_SLICES * masked for masked in (lower > 0, upper < depth - 1))
         shown = slice(first + lower, first + upper + 1)
         _continue(inner, shown.start, slice(0, shown.start - below), air)
