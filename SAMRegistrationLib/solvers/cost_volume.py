@@ -11,6 +11,7 @@ volumes (no memory traffic per shift) and needs little more memory than the resu
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from enum import Enum
 
@@ -98,7 +99,7 @@ def _distance_from_products(
         cost.neg_().add_(1.0)
         return
     half_fixed = 0.5 * _squared_norm(fixed)[0, 0]
-    half_moving = _shifted(0.5 * _squared_norm(moving), radius)
+    half_moving = _shifted(0.5 * _squared_norm(moving), radius)[:, :, :, 0]
     for costs, halves in _rows(cost, half_moving):
         half_distance = half_fixed + halves - costs.float()
         costs.copy_(half_distance.clamp_(min=0.0))
@@ -168,41 +169,34 @@ def _absolute_differences(
     total = torch.zeros(((2 * radius + 1) ** 3, *fixed.shape[2:]), device=fixed.device)
     for start in range(0, channels, CHANNELS_PER_CHUNK):
         chunk = fixed[0, start : start + CHANNELS_PER_CHUNK].float()
-        shifted = _shifts(moving[:, start : start + CHANNELS_PER_CHUNK].float(), radius)
-        for index, candidate in enumerate(shifted):
-            total[index] += (chunk - candidate).abs_().sum(0)
+        shifted = _shifted(moving[:, start : start + CHANNELS_PER_CHUNK].float(), radius)
+        for totals, candidates in _rows(total, shifted):
+            for summed, candidate in zip(totals, candidates, strict=True):
+                summed += (chunk - candidate).abs_().sum(0)
     return total.div_(channels).to(dtype)[None]
 
 
-def _shifts(volume: torch.Tensor, radius: int) -> list[torch.Tensor]:
-    """Views (C, z, y, x) of a (1, C, z, y, x) volume, one per shift, in the order of `displacements`."""
-    depth, height, width = volume.shape[2:]
-    padded = F.pad(volume, (radius,) * 6, mode="replicate")[0]
-    side = range(2 * radius + 1)
-    return [padded[:, z : z + depth, y : y + height, x : x + width] for z in side for y in side for x in side]
-
-
 def _shifted(volume: torch.Tensor, radius: int) -> torch.Tensor:
-    """A (1, 1, z, y, x) volume under every shift: a view (shift z, shift y, shift x, z, y, x)."""
-    padded = F.pad(volume, (radius,) * 6, mode="replicate")[0, 0]
-    for axis, size in enumerate(volume.shape[2:]):
+    """A (1, C, z, y, x) volume under every shift: a view (shift z, shift y, shift x, C, z, y, x)."""
+    padded = F.pad(volume, (radius,) * 6, mode="replicate")[0]
+    for axis, size in enumerate(volume.shape[2:], start=1):
         padded = padded.unfold(axis, size, 1)
-    return padded
+    return padded.movedim(0, 3)
 
 
 def _rows(cost: torch.Tensor, shifted: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The shifts that differ along x only, of the costs and of a shifted volume: each (shift x, z, y, x).
+    """The shifts that differ along x only, of the costs (shift x, z, y, x) and of a shifted volume.
 
     One by one they would be hundreds of small kernels on a GPU, all at once as large as the costs again.
     """
-    by_shift = cost.view(shifted.shape)
-    for z in range(shifted.shape[0]):
-        for y in range(shifted.shape[1]):
-            yield by_shift[z, y], shifted[z, y]
+    shifts = shifted.shape[:3]
+    by_shift = cost.view(*shifts, *shifted.shape[-3:])
+    for z, y in itertools.product(range(shifts[0]), range(shifts[1])):
+        yield by_shift[z, y], shifted[z, y]
 
 
 def _neutralize(cost: torch.Tensor, moving_valid: torch.Tensor, radius: int) -> None:
-    valid = _shifted((moving_valid > 0).float(), radius)
+    valid = _shifted((moving_valid > 0).float(), radius)[:, :, :, 0]
     total = torch.zeros(cost.shape[2:], device=cost.device)
     for costs, reachable in _rows(cost, valid):
         total += (costs * reachable).sum(0)
