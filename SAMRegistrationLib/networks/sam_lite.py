@@ -136,8 +136,9 @@ class SamLite(nn.Module):
             return cast(Tensor, self.stage_half(self.stem(cells)))
 
         def end(seen: slice) -> Tensor:
-            coarser = slice(seen.start // 2, seen.stop // 2)
-            merged = self.top_down_half(quarter[:, :, coarser], half[:, :, seen])
+            # Whole voxels of stride 4.
+            coarser = slice(seen.start // 2, -(-seen.stop // 2))
+            merged = self.top_down_half(quarter[:, :, coarser], half[:, :, 2 * coarser.start : 2 * coarser.stop])
             merged = self.fine_head(merged)
             return functional.normalize(merged, dim=1)
 
@@ -252,13 +253,13 @@ def _put_by_slices(target: Tensor, first: int, depth: int, halo: int, compute: C
         first: which slice of what can be computed comes first in the target.
         depth: of what can be computed, which is at least as high and wide as the target.
         halo: how many slices away what is found depends on.
-        compute: gives the map of a range of slices, right but for the halo at both ends.
+        compute: gives the map of a range of slices and perhaps some after it, right but for the halo at both ends.
     """
     _, _, kept, height, width = target.shape
     slices = kept if depth * height * width <= _LARGEST_WHOLE else _SLICES_AT_ONCE
     for start in range(first, first + kept, slices):
         stop = min(start + slices, first + kept)
-        seen = slice(max(0, start - halo), min(depth, stop + halo + stop % 2))
+        seen = slice(max(0, start - halo), min(depth, stop + halo))
         part = target[:, :, start - first : stop - first]
         part.copy_(compute(seen)[:, :, start - seen.start : stop - seen.start, :height, :width])
 
