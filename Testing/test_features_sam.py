@@ -18,7 +18,7 @@ from SAMRegistrationLib.features import memory
 from SAMRegistrationLib.features.base import FeatureMap, Features, divided
 from SAMRegistrationLib.features.precision import inference_precision
 from SAMRegistrationLib.features.registry import get_extractor
-from SAMRegistrationLib.features.sam import SamExtractor, _shown
+from SAMRegistrationLib.features.sam import SamExtractor
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.models import catalogue
@@ -179,22 +179,6 @@ class TestExtraction:
             extractor.extract_tensor(masked), extractor.extract_tensor(goes_on), strict=True
         ):
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-
-    @pytest.mark.parametrize(
-        ("means", "shown"),
-        [
-            ([0.5] * 40, (0, 39)),
-            ([0.0, 0.0, 0.3, 0.6] + [0.6] * 36, (4, 39)),
-            ([0.5] * 36 + [0.0] * 4, (0, 33)),
-            ([0.0] * 2 + [0.03] * 4 + [0.2] + [0.5] * 33, (8, 39)),
-            ([0.0, 0.0] + [0.04 * z for z in range(38)], (0, 39)),
-            ([0.0] * 40, (0, 39)),
-            ([0.0] * 7 + [0.5], (0, 7)),
-        ],
-        ids=["full", "below", "above", "a table goes on", "a head above which is air", "nothing", "one slice"],
-    )
-    def test_only_a_body_that_is_cut_off_goes_on(self, means: list[float], shown: tuple[int, int]) -> None:
-        assert _shown(means) == shown
 
     @BOTH
     def test_volume_at_working_spacing_is_not_resampled(self, architecture: Architecture) -> None:

@@ -22,6 +22,7 @@ from ..networks.sam_lite import SamLite
 from .base import FeatureMap, Features, divided
 from .memory import GIGABYTE, require_memory
 from .precision import inference_precision
+from .scan_ends import continue_beyond_ends
 
 _BYTES_BESIDE_NETWORK = 45
 """Per voxel at working spacing: the volume as given, resampled and prepared, and the features in float32."""
@@ -30,16 +31,6 @@ _ADVICE = "crop the volume or use a preset with MIND features"
 
 _BEYOND_ENDS_MM = 32.0
 """So far the outermost slices are repeated: vectors tell how near an end is, which says nothing of the body."""
-
-_EMPTY, _LIKE_TISSUE = 0.05, 0.6
-"""Darker than so much of the brightest voxel of an end, or beyond it of the usual one, is air."""
-
-_BLURRED_SLICES = 2
-_EMPTIER = 0.25
-_SLICES_INSIDE = 5
-_ABRUPT = 0.75
-"""A scan, and not the body, ends where a slice shows at most a quarter of the third one from it, and that most of
-what lies further inside."""
 
 _BELOW_TISSUE = -200.0
 """A volume of unknown modality that reaches below this many units is taken for a CT."""
@@ -210,13 +201,7 @@ class SamExtractor:
         padded = prepared.new_full(shape, air, dtype=self.precision)
         inner = padded[:, :, :, :height, :width]
         inner[:, :, first : first + depth] = prepared
-        lower, upper = _shown((prepared.mean(dim=(0, 1, 3, 4)) - air).tolist())
-        below, above = (_BLURRED_SLICES * masked for masked in (lower > 0, upper < depth - 1))
-        shown = slice(first + lower, first + upper + 1)
-        _continue(inner, shown.start, slice(0, shown.start - below), air)
-        _continue(inner, shown.stop - 1, slice(shown.stop + above, None), air)
-        inner[:, :, shown.start - below : shown.start] = inner[:, :, shown.start : shown.start + 1]
-        inner[:, :, shown.stop : shown.stop + above] = inner[:, :, shown.stop - 1 : shown.stop]
+        continue_beyond_ends(inner, first, (prepared.mean(dim=(0, 1, 3, 4)) - air).tolist(), air)
         return padded
 
     def _between_ends(self, vectors: Tensor, size: torch.Size, stride: Shape) -> Tensor:
@@ -231,41 +216,6 @@ class SamExtractor:
         if vectors.dtype is not self.precision:
             vectors /= torch.linalg.vector_norm(vectors, dim=1, keepdim=True).clamp_(min=1e-6)
         return vectors.contiguous(memory_format=torch.channels_last_3d)
-
-
-def _continue(volume: Tensor, end: int, beyond: slice, air: float) -> None:
-    """Repeat a slice of the body beyond it; organs that a mask leaves there stay.
-
-    Args:
-        volume: (1, 1, z, y, x), the network's input.
-        end: the slice.
-        beyond: which slices are to be filled.
-        air: the value of nothing.
-    """
-    source, outer = volume[:, :, end : end + 1], volume[:, :, beyond]
-    tissue = source.float() - air
-    body = tissue > _EMPTY * tissue.amax()
-    usual = (tissue * body).sum() / body.sum().clamp(min=1)
-    outer.copy_(torch.where(outer > air + _LIKE_TISSUE * usual, outer, source))
-
-
-def _shown(means: Sequence[float]) -> tuple[int, int]:
-    """The first and the last slice that show the body in full, from the mean of every slice above air.
-
-    A scan masked to its treated part has slices beyond its ends that are empty but for a table or a contoured
-    organ, and half of one where it was resampled.
-    """
-    return _cut_off(means), len(means) - 1 - _cut_off(means[::-1])
-
-
-def _cut_off(means: Sequence[float]) -> int:
-    """The first slice after an end that is none of the body; 0 where there is no such end."""
-    inside = _BLURRED_SLICES + 1
-    for z in reversed(range(len(means) // 2 - inside - _SLICES_INSIDE)):
-        full = means[z + inside]
-        if means[z] <= _EMPTIER * full and full >= _ABRUPT * means[z + inside + _SLICES_INSIDE] > 0:
-            return z + inside
-    return 0
 
 
 def _divided(size: torch.Size, stride: Shape) -> Shape:

@@ -1,8 +1,8 @@
 """What two volumes have in common, as the moving one lies under a map: cut to it, embedded, matched and fitted.
 
-Embeddings see half of the body, so they say something else of a place where a scan ends nearby, and what one
-volume does not show is matched to its end. Therefore both are cut to the heights that they share. The moving
-volume may be bent before: a smooth field through trusted matches precedes the linear map then.
+Embeddings see half of the body, so they say something else of a place where one volume shows what the other does
+not. Therefore both are cut to the heights that they share. The moving volume may be bent before: a smooth field
+through trusted matches precedes the linear map then.
 """
 
 from __future__ import annotations
@@ -178,6 +178,7 @@ def look(
     """
     grid = covering_grid(pair.moving, place, pair.fixed)
     under: Transform = place if bend is None else CompositeTransform([_field(bend, grid), place])
+    # A body is mapped on voxels about as large as its own.
     coarse = grid.resampled(max(min(pair.moving_body.grid.spacing), *grid.spacing))
     body = aligned_volume(pair.moving_body, under, coarse, Interpolation.NEAREST, 0)
     if not bool(body.data.any()) or not bool(pair.fixed_body.data.any()):
