@@ -22,9 +22,12 @@ from SAMRegistrationLib.alignment.search import search_translations
 from SAMRegistrationLib.alignment.volumes import CoarseVolume, PreparedImage
 from SAMRegistrationLib.errors import InputError
 from SAMRegistrationLib.features.base import FeatureMap, Features
+from SAMRegistrationLib.features.mind import MindExtractor
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.matching import Matches
+from SAMRegistrationLib.methods import align as stage
+from SAMRegistrationLib.methods.problem import Problem
 from SAMRegistrationLib.methods.sam_affine import (
     aligned_volume,
     quarter_turn,
@@ -214,6 +217,27 @@ def test_intensities_improve_a_map_by_features_where_both_volumes_show_one_body_
         assert improved_on_same_body(other, fixed, moving) is other
     apart = _phantom(_grid(), AffineTransform.translation((0, 0, 60)), contrast=True)
     assert improved_on_same_body(found, fixed, apart) is found, "what was said to look alike does not"
+
+
+@pytest.mark.parametrize(("score", "looks"), [(0.95, 0), (0.7, 1)])
+def test_only_people_are_looked_at_twice(score: float, looks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On one body intensities say more exactly what another embedding would."""
+    truth = AffineTransform.translation((9, -6, 7))
+    fixed, moving = _phantom(_grid(), AffineTransform()), _phantom(_grid(), truth.inverse())
+    first = Alignment(AffineTransform.translation((3, -1, 1)), "rigid", 60, score, "features", [], True)
+    looked_at: list[Alignment] = []
+
+    def look_again(*_: object, **__: object) -> Alignment:
+        looked_at.append(first)
+        return first
+
+    monkeypatch.setattr(stage, "sam_affine", lambda *_, **__: first)
+    monkeypatch.setattr(stage, "look_again", look_again)
+    problem = Problem(fixed, moving, MindExtractor())
+    monkeypatch.setattr(problem.extractor, "name", "embeddings")
+    stage.align_stage(problem, None, model="rigid")
+    assert len(looked_at) == looks
+    assert (problem.initial is first.transform) == (looks == 1)
 
 
 def test_every_translation_is_searched() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..alignment import align, improved_on_same_body
+from ..alignment import Alignment, align, improved_on_same_body
 from ..alignment.refinement import Model
 from ..errors import InputError
 from ..matching import index_kept
@@ -35,7 +35,6 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
         problem.initial = start
         problem.details["align"] = {"model": "given"}
         return
-    pair = problem.fixed, problem.moving
     initial = start if isinstance(start, AffineTransform) else None
     options: dict[str, Any] = {
         "fixed_mask": problem.fixed_mask,
@@ -43,13 +42,23 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
         "seed": problem.seed,
     }
     if problem.extractor.name == "mind":
-        found = align(*pair, model=model, initial=initial, **options)
+        found = align(problem.fixed, problem.moving, model=model, initial=initial, **options)
     else:
-        extractor, features = problem.extractor, problem.fixed_features()
-        with index_kept(features):
-            found = sam_affine(*pair, extractor, model=model, initial=initial, fixed_features=features, **options)
-            found = look_again(*pair, extractor, features, found, model=model, **options)
-        found = improved_on_same_body(found, *pair, **options)
+        found = _by_embeddings(problem, model, initial, options)
     problem.initial = found.transform
     problem.warnings.extend(found.warnings)
     problem.details["align"] = {"model": found.model, "inliers": found.inliers, "score": found.score}
+
+
+def _by_embeddings(
+    problem: Problem, model: str, initial: AffineTransform | None, options: dict[str, Any]
+) -> Alignment:
+    """By matches; then by intensities where both volumes show one body, and by a second look elsewhere."""
+    pair, extractor, features = (problem.fixed, problem.moving), problem.extractor, problem.fixed_features()
+    with index_kept(features):
+        first = sam_affine(*pair, extractor, model=model, initial=initial, fixed_features=features, **options)
+        on_same_body = improved_on_same_body(first, *pair, **options)
+        if on_same_body is not first:
+            return on_same_body
+        second = look_again(*pair, extractor, features, first, model=model, **options)
+    return improved_on_same_body(second, *pair, **options)
