@@ -16,7 +16,8 @@ from SAMRegistrationLib.features.mind import MindExtractor
 from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.methods.convex_search import convex_search
 from SAMRegistrationLib.methods.instance_optimization import instance_optimization
-from SAMRegistrationLib.methods.problem import Problem, at_shape, with_mind
+from SAMRegistrationLib.methods.joined_features import with_mind
+from SAMRegistrationLib.methods.problem import Problem, at_shape
 from SAMRegistrationLib.methods.sam_coarse import consistent_matches
 from SAMRegistrationLib.methods.samconvex import samconvex
 from SAMRegistrationLib.pipeline import prepare

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..solvers.convexadam import DiscreteConfig, average_blocks, discrete_stage
 from ..solvers.ops import upsample
-from .problem import Problem, at_shape, joined_features
+from .joined_features import joined_features
+from .problem import Problem, at_shape
 
 DESCRIPTOR_SCALE = 4.0
 """Factor of the cost of joined unit vectors, whose distances are small against the couplings."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..solvers.convexadam import DiscreteConfig, adam_stage, discrete_stage
-from .problem import Problem, joined_features
+from .joined_features import joined_features
+from .problem import Problem
 
 DESCRIPTOR_SCALE = 8.0
 """MIND vectors have a length of about two, ours of one: squared distances differ by four, halves by eight."""

@@ -15,7 +15,8 @@ from ..solvers.coupled_convex import COUPLINGS, warped_masks
 from ..solvers.folding import remove_folds
 from ..solvers.message_passing import MessagePassingConfig, halved_levels, solve_message_passing
 from ..solvers.ops import warp
-from .problem import Problem, at_shape, joined_features
+from .joined_features import joined_features
+from .problem import Problem, at_shape
 
 
 def message_passing(

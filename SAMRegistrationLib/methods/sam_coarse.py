@@ -20,7 +20,8 @@ from ..features.base import FeatureMap, Features
 from ..matching import FeatureIndex, match_points
 from ..resampling import smooth
 from ..solvers.adam import Adam
-from .problem import Problem, with_mind
+from .joined_features import with_mind
+from .problem import Problem
 
 INTERPOLATED, OPTIMIZED = "interpolated", "optimized"
 

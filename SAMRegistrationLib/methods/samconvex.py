@@ -14,7 +14,8 @@ from torch.nn import functional
 
 from ..solvers.coupled_convex import COUPLINGS, RADII, solve_pyramid
 from ..solvers.ops import upsample
-from .problem import Problem, with_mind
+from .joined_features import with_mind
+from .problem import Problem
 
 
 def samconvex(
