@@ -15,6 +15,7 @@ from ..transforms import AffineTransform
 from .checks import doubts
 from .feature_alignment import TOLERANCE_MM, WELL_SUPPORTED, FeatureAlignment, align_features, with_prior
 from .intensity_alignment import IntensityAligner, IntensityAlignment
+from .placed_features import PlacedFeatures
 from .refinement import Model
 from .volumes import PreparedImage
 
@@ -41,6 +42,7 @@ class Alignment:
         method: "features" or "intensities".
         warnings: sentences about what makes the alignment doubtful.
         reliable: whether enough matched points agreed on one map, or fewer on the one that intensities found.
+        embedded: features of the moving volume that it was found by, where they serve again.
     """
 
     transform: AffineTransform
@@ -50,6 +52,7 @@ class Alignment:
     method: str
     warnings: list[str]
     reliable: bool = False
+    embedded: PlacedFeatures | None = None
 
 
 def align(

@@ -45,7 +45,7 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
         found = align(problem.fixed, problem.moving, model=model, initial=initial, **options)
     else:
         found = _by_embeddings(problem, model, initial, options)
-    problem.initial = found.transform
+    problem.initial, problem.embedded = found.transform, found.embedded
     problem.warnings.extend(found.warnings)
     problem.details["align"] = {"model": found.model, "inliers": found.inliers, "score": found.score}
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ..alignment import PlacedFeatures
 from ..alignment.feature_alignment import CORE_RADIUS_MM, FeatureAlignment, body_grid, core_weights
 from ..alignment.prior_fit import WORTH_IN_A_PART, fit_with_prior
 from ..alignment.refinement import Model
@@ -99,12 +100,14 @@ class Seen:
         fit: the most probable map.
         disagreement: median distance in mm of the neighbors' matches from what their point says.
         mostly_common: whether nearly all that either volume shows was looked at.
+        embedded: the moving volume's features, where it was not bent.
     """
 
     matches: StructuralMatches
     fit: FeatureAlignment
     disagreement: float
     mostly_common: bool
+    embedded: PlacedFeatures | None = None
 
     @property
     def trust(self) -> Trust:
@@ -193,7 +196,8 @@ def look(
     else:
         fixed = pair.index
     lying = aligned_volume(pair.moving, under, cut_grid(grid, common)[0])
-    aligned = FeatureIndex(extractor.extract(lying), body)
+    features = extractor.extract(lying)
+    aligned = FeatureIndex(features, body)
     points = body_grid(cut(pair.fixed_body, common), most=POINTS)
     with torch.no_grad():
         found = match_structurally(points, fixed, aligned)
@@ -201,7 +205,10 @@ def look(
     matches = replace(matches, matched=transform_points(under, matches.matched))
     mostly_common = length >= MOSTLY_COMMON * max(upper - lower for lower, upper in shown)
     fit = fitted(matches, trust_in(mostly_common), model, seed)
-    return None if fit is None else Seen(matches, fit, float(np.median(found.residual)), mostly_common)
+    if fit is None:
+        return None
+    embedded = PlacedFeatures(features, place) if bend is None else None
+    return Seen(matches, fit, float(np.median(found.residual)), mostly_common, embedded)
 
 
 def _field(bend: Consensus, grid: Grid) -> DisplacementField:

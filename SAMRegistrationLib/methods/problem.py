@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ..alignment import PlacedFeatures
 from ..body import surroundings
 from ..features.base import FeatureExtractor, FeatureMap, Features
 from ..field import DisplacementField
@@ -67,6 +68,7 @@ class Problem:
         fixed_mask: (z, y, x) bool on the working grid, where to register; None for everywhere.
         moving_mask: (z, y, x) bool on the moving volume's grid; None for everywhere.
         initial: the map that follows the displacement, usually affine.
+        embedded: features of the moving volume that serve again under maps like those they were made for.
         displacement: (1, 3, z, y, x) in voxels of its own shape over the working grid's box; None before a
             deformable method ran.
         trained: what the network behind the displacement was trained on, where one has run.
@@ -86,6 +88,7 @@ class Problem:
     fixed_mask: Tensor | None = None
     moving_mask: Tensor | None = None
     initial: Transform = field(default_factory=AffineTransform)
+    embedded: PlacedFeatures | None = None
     displacement: Tensor | None = None
     trained: TrainedObjective | None = None
     seed: int = 0
@@ -193,8 +196,14 @@ class Problem:
     def features(self, extractor: FeatureExtractor | None = None) -> tuple[Features, Features]:
         """Features of `volumes()`, by the problem's own extractor unless another one is given."""
         chosen = extractor or self.extractor
-        moving = self._under_initial(f"moving {chosen.name}", lambda: self._extract(chosen, self.volumes()[1]))
+        moving = self._under_initial(f"moving {chosen.name}", lambda: self._moving_features(chosen))
         return self.fixed_features(chosen), moving
+
+    def _moving_features(self, extractor: FeatureExtractor) -> Features:
+        known = None
+        if self.embedded is not None and extractor is self.extractor and isinstance(self.initial, AffineTransform):
+            known = self.embedded.under(self.initial, *extractor.feature_grids(self.grid))
+        return known or self._extract(extractor, self.volumes()[1])
 
     def fixed_features(self, extractor: FeatureExtractor | None = None) -> Features:
         """Features of the fixed volume, which no map changes."""
@@ -205,10 +214,11 @@ class Problem:
     def forget_features(self) -> None:
         """Let go of all features, which are computed anew for whoever asks again."""
         self._kept = {name: value for name, value in self._kept.items() if not isinstance(value, Features)}
+        self.embedded = None
 
     def forget(self) -> None:
         """Let go of all that was kept for the stages."""
-        self._kept = {}
+        self._kept, self.embedded = {}, None
 
     def _aligned(self) -> WarpedVolume:
         """The moving volume under the initial map alone."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..alignment import Alignment, agreement, align, judge
+from ..alignment import Alignment, PlacedFeatures, agreement, align, judge
 from ..features.base import FeatureExtractor, Features
 from ..field import displacement_on
 from ..grid import Grid
@@ -67,7 +67,9 @@ def sam_affine(
         return found
     turn, turned, turned_features = recognized
     upright = _align_as_stored(fixed, turned, extractor, features, turned_features, model, None, options)
-    return replace(upright, transform=turn.inverse().compose(upright.transform))
+    back = turn.inverse()
+    embedded = upright.embedded and upright.embedded.followed_by(back)
+    return replace(upright, transform=back.compose(upright.transform), embedded=embedded)
 
 
 def _align_as_stored(
@@ -83,7 +85,7 @@ def _align_as_stored(
     """Align, and once more with the features of the aligned volume if that was turned far."""
     first = align(fixed, moving, features, moving_features, model, initial, **options)
     if features.coarse is None or _turn_as_stored(first.transform, fixed, moving) <= LARGE_TURN_DEGREES:
-        return first
+        return replace(first, embedded=PlacedFeatures(moving_features, AffineTransform()))
     aligned = aligned_volume(moving, first.transform, fixed.grid)
     again = extractor.extract(aligned)
     options_again = {**options, "moving_mask": None}
@@ -92,7 +94,8 @@ def _align_as_stored(
     score = judge(fixed, moving, transform, **options)
     # Turned embeddings do not match; where upright ones do, they are trusted more than intensities, as in `align`.
     if (second.method == "features" and not second.warnings) or score > first.score:
-        return replace(second, transform=transform, score=score)
+        embedded = PlacedFeatures(again, first.transform)
+        return replace(second, transform=transform, score=score, embedded=embedded)
     return first
 
 

@@ -90,9 +90,11 @@ def look_again(
     if result is None:
         result = _between(found.transform, best.fit, best.trust.weight)
     try:
-        return from_matches(result, *prepared, seed)
+        again = from_matches(result, *prepared, seed)
     except InputError:
         return found
+    # Of volumes cut to a small common part the rest has to be embedded as well.
+    return replace(again, embedded=best.embedded if best.mostly_common else None)
 
 
 def _best_cut(first: Seen, looked: Callable[[float], Seen | None]) -> Seen:
