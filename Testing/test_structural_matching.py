@@ -13,6 +13,7 @@ from SAMRegistrationLib.features.base import FeatureMap, Features
 from SAMRegistrationLib.grid import Grid
 from SAMRegistrationLib.image import Image
 from SAMRegistrationLib.matching import FeatureIndex, match_points, match_structurally
+from SAMRegistrationLib.matching.chunks import AtOnce
 from SAMRegistrationLib.matching.local_affine import fit_local_affines
 from SAMRegistrationLib.matching.structural import LEAST_NEIGHBORS, WIDE
 
@@ -148,7 +149,7 @@ def test_no_points_give_no_matches() -> None:
 
 
 def test_a_point_is_matched_the_same_whatever_points_come_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("SAMRegistrationLib.matching.structural._POINTS_AT_ONCE", 5)
+    monkeypatch.setattr("SAMRegistrationLib.matching.structural._POINTS_AT_ONCE", AtOnce(5, 5))
     points = GRID.to_world(np.random.default_rng(2).uniform(1, 24, (12, 3)))
     order = np.random.default_rng(5).permutation(len(points))
     fixed, moving = FeatureIndex(_features()), FeatureIndex(_features(_affine_back))

@@ -15,6 +15,7 @@ from ..features.base import FeatureMap, Features
 from ..grid import FloatArray, Grid
 from ..image import Image
 from ..sampling import Interpolation
+from .chunks import AtOnce
 from .hierarchy import CellHierarchy
 from .peak import peak_offset
 from .vectors import JoinedVectors, vectors_of
@@ -23,8 +24,7 @@ _CELL = 2
 """Side of the blocks of voxels whose mean vector is searched first."""
 
 _CELLS_KEPT = 12
-_QUERIES_AT_ONCE = {"cpu": 256, "cuda": 2048}
-"""A processor's cache holds few, and a GPU is slow at being told to begin."""
+_QUERIES_AT_ONCE = AtOnce(cpu=256, elsewhere=2048)
 
 _CELLS_AT_ONCE = 1024
 """Whose vectors stay in a processor's cache."""
@@ -69,7 +69,7 @@ class FeatureIndex:
         Searching less thoroughly takes a fifth of the time and finds another place for one vector in twenty.
         """
         found, scores = [], []
-        for chunk in queries.split(_at_once(queries.device)):
+        for chunk in queries.split(_QUERIES_AT_ONCE.on(queries.device)):
             voxel, score = self._nearest(chunk, thorough)
             found.append(voxel)
             scores.append(score)
@@ -210,15 +210,11 @@ def _weighed(
     weight = weights[:, :, None, None, 2] * weights[:, None, :, None, 1] * weights[:, None, None, :, 0]
     rows, weight = rows.flatten(1), weight.flatten(1)
     total = voxel.new_empty(len(voxel), source.channels)
-    for part in torch.arange(len(voxel), device=voxel.device).split(_at_once(voxel.device)):
+    for part in torch.arange(len(voxel), device=voxel.device).split(_QUERIES_AT_ONCE.on(voxel.device)):
         vectors = source.at(rows[part].flatten()).float()
         around = vectors.view(*rows[part].shape, source.channels)
         total[part] = torch.bmm(weight[part, None], around)[:, 0]
     return functional.normalize(total, dim=1).to(source.dtype)
-
-
-def _at_once(device: torch.device) -> int:
-    return _QUERIES_AT_ONCE.get(device.type, _QUERIES_AT_ONCE["cpu"])
 
 
 def _row(grid: Grid, x: Tensor, y: Tensor, z: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..features.base import Features
 from ..grid import FloatArray
 from ..image import Image
+from .chunks import AtOnce
 from .index import FeatureIndex, interpolated_vectors
 from .kept import indexed
 from .local_affine import LocalAffines, fit_local_affines
@@ -32,8 +33,7 @@ LEAST_NEIGHBORS = 5
 _WIDE_SCALES_MM = 15.0, 5.0
 _FINE_SCALES_MM = 8.0, 4.0
 _LARGEST_STRETCH = 1.4
-_POINTS_AT_ONCE = 128
-_POINTS_AT_ONCE_ON_GPU = 512
+_POINTS_AT_ONCE = AtOnce(cpu=128, elsewhere=512)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def match_structurally(
     points = np.asarray(points_world, dtype=np.float64).reshape(-1, 3)
     matched, score = partners(points, source, target)
     support, residual = np.zeros(len(points)), np.full(len(points), np.inf)
-    at_once = _POINTS_AT_ONCE_ON_GPU if target.vectors.device.type == "cuda" else _POINTS_AT_ONCE
+    at_once = _POINTS_AT_ONCE.on(target.vectors.device)
     with torch.no_grad():
         for first in range(0, len(points), at_once):
             rows = np.arange(first, min(first + at_once, len(points)))

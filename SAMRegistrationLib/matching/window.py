@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..grid import Grid
+from .chunks import AtOnce
 from .index import FeatureIndex
 from .peak import peak_offset
 
@@ -23,8 +24,7 @@ TEMPERATURE = 0.05
 """Difference of cosine similarity that weighs as much as one unit of log-probability."""
 
 _NARROWEST_MM, _WIDEST_MM = 1.0, 100.0
-_VALUES_AT_ONCE = 2**24
-_VALUES_AT_ONCE_ON_CPU = 2**22
+_VALUES_AT_ONCE = AtOnce(cpu=2**22, elsewhere=2**24)
 """Vectors that stay in the processor's cache until they are compared: a fifth faster."""
 
 
@@ -113,8 +113,7 @@ def _weighted_mean(logarithm: Tensor, positions: Tensor) -> Tensor:
 
 def _at_once(values: int, queries: Tensor) -> int:
     """How many points are looked up together when each takes so many values."""
-    most = _VALUES_AT_ONCE_ON_CPU if queries.device.type == "cpu" else _VALUES_AT_ONCE
-    return max(1, most // values)
+    return max(1, _VALUES_AT_ONCE.on(queries.device) // values)
 
 
 def _in_voxels(distance_mm: float, grid: Grid, most: int) -> int:
