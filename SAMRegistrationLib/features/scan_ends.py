@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..networks.sam_lite import preprocess_ct
+
 _EMPTY, _LIKE_TISSUE = 0.05, 0.6
 """Darker than so much of the brightest voxel of an end, or beyond it of the usual one, is air."""
 
@@ -36,6 +38,11 @@ def continue_beyond_ends(volume: Tensor, first: int, means: Sequence[float], air
     start, stop = first + lower, first + upper + 1
     _continue(volume, start, slice(start - below, start), slice(0, start - below), air)
     _continue(volume, stop - 1, slice(stop, stop + above), slice(stop + above, None), air)
+
+
+def shown_part(volume: Tensor) -> tuple[int, int]:
+    """The first and the last slice of a CT volume (1, 1, z, y, x), in HU, that show the body in full."""
+    return shown_slices(preprocess_ct(volume[..., ::2, ::2]).mean(dim=(0, 1, 3, 4)).tolist())
 
 
 def shown_slices(means: Sequence[float]) -> tuple[int, int]:

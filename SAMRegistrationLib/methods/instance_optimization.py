@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import reduce
 from typing import Any
 
 import torch
@@ -19,10 +18,11 @@ from ..solvers.convexadam import average_blocks
 from ..solvers.folding import remove_folds
 from ..solvers.instance_optimization import OptimizationConfig, OptimizationResult, optimize
 from ..solvers.local_contrast import LocalContrastTerm
-from ..solvers.ops import upsample, warp
+from ..solvers.ops import upsample
 from ..solvers.terms import CorrelationTerm, FeatureTerm, SquaredDifferenceTerm, Term, TrustTerm
 from .blending import Compared, blended
 from .problem import Problem, TrainedObjective, at_shape
+from .voxel_weights import known_under, voxel_weight_of, weight_at, without_made_up
 
 _LOSSES_COMPARED = 8
 """Last iterations whose mean loss says which descent ended lower; one round of the usual lattice."""
@@ -92,7 +92,7 @@ def instance_optimization(
         config = replace(config, diffusion=problem.trained.losses.get("diffusion", config.diffusion))
         grid = tuple(problem.displacement.shape[2:])
     lattices = (lattice, feature_lattice or lattice)
-    voxel_weight = _voxel_weight(problem, near_bodies)
+    voxel_weight = voxel_weight_of(problem, near_bodies)
     expected, keeps_features = (3, True) if from_rest else (1, not problem.in_last_stage)
     descent = _Descent(problem, config, weights, lattices, voxel_weight, expected, grid, keeps_features)
     found = descent(problem.displacement, block)
@@ -227,7 +227,7 @@ class _Descent:
             found.u,
             rest.u,
             [compared for compared, _ in self._features_on(block)],
-            _known_under(self.problem, (found.u, rest.u)),
+            known_under(self.problem, (found.u, rest.u)),
             first_is_better=_final_loss(found) <= _final_loss(rest),
         )
 
@@ -243,20 +243,23 @@ class _Descent:
         weight = (weights.mind or weights.features) if own.name == "mind" else weights.features
         if weight > 0:
             lattice = self.lattice if own.name == "mind" else self.feature_lattice
-            yield self._averaged([features.fine for features in self.problem.features()], weight, lattice, block)
+            maps = [features.fine for features in self.problem.features()]
+            yield self._averaged(maps, weight, lattice, block, embedded=own.name != "mind")
         if weights.mind > 0 and own.name != "mind":
             mind = self.problem.features(MindExtractor(device=self.problem.device))
             yield self._averaged([features.fine for features in mind], weights.mind, self.lattice, block)
         coarse = [features.coarse for features in self.problem.features()] if weights.coarse > 0 else []
         maps = [features for features in coarse if features is not None]
         if maps:
-            yield self._averaged(maps, weights.coarse, self.feature_lattice, 1)
+            yield self._averaged(maps, weights.coarse, self.feature_lattice, 1, embedded=True)
 
     def _averaged(
-        self, maps: list[FeatureMap], weight: float, lattice: int, block: int
+        self, maps: list[FeatureMap], weight: float, lattice: int, block: int, *, embedded: bool = False
     ) -> tuple[Compared, FeatureTerm]:
         fixed, moving = (average_blocks(features.data, block) for features in maps)
-        voxel_weight = _weight_at(self.voxel_weight, tuple(fixed.shape[2:]))
+        if embedded:
+            fixed = without_made_up(fixed, self.problem)
+        voxel_weight = weight_at(self.voxel_weight, tuple(fixed.shape[2:]))
         sparse = not self.keeps_features
         term = FeatureTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=lattice, sparse=sparse)
         return Compared(fixed, moving, weight), term
@@ -266,7 +269,7 @@ class _Descent:
         if weight <= 0 or not (looks_like_ct(problem.fixed) and looks_like_ct(problem.moving)):
             return
         fixed, moving = (at_shape(volume, tuple(2 * n for n in shape)) for volume in problem.volumes())
-        voxel_weight = _weight_at(self.voxel_weight, shape)
+        voxel_weight = weight_at(self.voxel_weight, shape)
         with own_pages(8 * moving.nbytes):
             term = LocalContrastTerm(fixed, moving, weight, voxel_weight=voxel_weight, lattice=self.lattice)
         yield term
@@ -286,35 +289,3 @@ class _Descent:
     def _report(self, iteration: int, _: float) -> None:
         share = (iteration + 1) / self.config.iterations
         self.problem.progress((self.done + share) / self.expected)
-
-
-def _voxel_weight(problem: Problem, near_bodies: bool) -> Tensor | None:
-    """1 where both volumes have data under the displacement found, at half resolution; None for everywhere."""
-    shape = tuple(max(1, n // 2) for n in problem.grid.shape)
-    fixed, moving = _masks_at(problem, shape)
-    if moving is not None and problem.displacement is not None:
-        moving = warp(moving, upsample(problem.displacement, shape))
-    return _product(problem.near_bodies() if near_bodies else None, fixed, moving)
-
-
-def _known_under(problem: Problem, displacements: tuple[Tensor, ...]) -> Tensor | None:
-    """1 where both volumes have data under all displacements of one shape, on their grid; None for everywhere."""
-    fixed, moving = _masks_at(problem, tuple(displacements[0].shape[2:]))
-    under = [] if moving is None else [warp(moving, u, padding="zeros") for u in displacements]
-    return _product(fixed, *under)
-
-
-def _masks_at(problem: Problem, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
-    """The problem's masks at a shape over the working grid's box."""
-    fixed, moving = problem.masks()
-    return _weight_at(fixed, shape), _weight_at(moving, shape)
-
-
-def _product(*weights: Tensor | None) -> Tensor | None:
-    """The product of those weights that there are; None, for everywhere, without any."""
-    known = [weight for weight in weights if weight is not None]
-    return reduce(torch.mul, known) if known else None
-
-
-def _weight_at(voxel_weight: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    return None if voxel_weight is None else at_shape(voxel_weight, shape)
