@@ -6,9 +6,11 @@ from typing import Any
 
 from ..alignment import Alignment, align, improved_on_same_body
 from ..alignment.refinement import Model
+from ..alignment.volumes import PreparedImage
 from ..errors import InputError
 from ..matching import index_kept
 from ..transforms import AffineTransform, Transform
+from .common_part import MOSTLY_COMMON
 from .problem import Problem
 from .sam_affine import sam_affine
 from .second_look import look_again
@@ -53,12 +55,22 @@ def align_stage(problem: Problem, start: Transform | None, *, model: str = "affi
 def _by_embeddings(
     problem: Problem, model: str, initial: AffineTransform | None, options: dict[str, Any]
 ) -> Alignment:
-    """By matches; then by intensities where both volumes show one body, and by a second look elsewhere."""
+    """By matches, then by intensities where both volumes show as much of one body, elsewhere by a second look."""
     pair, extractor, features = (problem.fixed, problem.moving), problem.extractor, problem.fixed_features()
     with index_kept(features):
         first = sam_affine(*pair, extractor, model=model, initial=initial, fixed_features=features, **options)
-        on_same_body = improved_on_same_body(first, *pair, **options)
-        if on_same_body is not first:
-            return on_same_body
+        if _of_like_size(problem):
+            on_same_body = improved_on_same_body(first, *pair, **options)
+            if on_same_body is not first:
+                return on_same_body
         second = look_again(*pair, extractor, features, first, model=model, **options)
     return improved_on_same_body(second, *pair, **options)
+
+
+def _of_like_size(problem: Problem) -> bool:
+    """Whether neither volume shows much more of a body than the other, as where one is cropped."""
+    masks = problem.fixed_mask, problem.moving_mask
+    pair = zip((problem.fixed, problem.moving), masks, strict=True)
+    bodies = [PreparedImage.of(volume, mask).regions.body_image for volume, mask in pair]
+    sizes = [float((body.data > 0.5).sum()) * body.grid.voxel_volume for body in bodies]
+    return min(sizes) >= MOSTLY_COMMON * max(sizes)
