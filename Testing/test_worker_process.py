@@ -122,8 +122,8 @@ def test_another_preset_on_the_same_volumes_computes_no_embedding_anew(
         client.register(**files, output=tmp_path / preset, preset=preset)["report"]["details"]["embeddings"]
         for preset in ("same-coarse", "message-passing")
     ]
-    # Fixed, moving, and moving as it is aligned at first and in the end, which both presets do alike.
-    assert [count["computed"] for count in counts] == [4, 0] and counts[1]["reused"] >= 3
+    # Fixed, moving, and moving as it is aligned at first, which both presets do alike.
+    assert [count["computed"] for count in counts] == [3, 0] and counts[1]["reused"] >= 3
     # Points are looked up in the aligned volume, which is embedded for the first of them.
     first = client.match(**files, points=[[0, 0, 0]])
     assert first["embeddings"] == {"computed": 1, "reused": 2}

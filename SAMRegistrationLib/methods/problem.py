@@ -200,10 +200,13 @@ class Problem:
         return self.fixed_features(chosen), moving
 
     def _moving_features(self, extractor: FeatureExtractor) -> Features:
-        known = None
         if self.embedded is not None and extractor is self.extractor and isinstance(self.initial, AffineTransform):
             known = self.embedded.under(self.initial, *extractor.feature_grids(self.grid))
-        return known or self._extract(extractor, self.volumes()[1])
+            # What was read is kept itself; both would be too much.
+            self.embedded = None
+            if known is not None:
+                return known
+        return self._extract(extractor, self.volumes()[1])
 
     def fixed_features(self, extractor: FeatureExtractor | None = None) -> Features:
         """Features of the fixed volume, which no map changes."""
