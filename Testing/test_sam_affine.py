@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from head_phantom import body_error, cloud, head_grid, head_phantom, rotation
+from known_body import embeddings
 from torch.nn import functional
 
 from SAMRegistrationLib.alignment import align
@@ -25,23 +26,12 @@ from SAMRegistrationLib.methods.sam_coarse import SparseDisplacement, interpolat
 from SAMRegistrationLib.transforms import AffineTransform
 
 
-def _embeddings(grid: Grid, to_body: AffineTransform) -> Features:
-    """Features that are a smooth function of where in the body a voxel is."""
-    z, y, x = np.meshgrid(*[np.arange(n) for n in grid.shape], indexing="ij")
-    body = torch.from_numpy(to_body.transform_points(grid.to_world(np.stack([x, y, z], -1))))
-    frequencies = torch.randn(16, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / 40
-    phase = body @ frequencies.T
-    vectors = torch.cat([phase.cos(), phase.sin()], dim=-1).permute(3, 0, 1, 2)[None].float()
-    unit = FeatureMap(functional.normalize(vectors, dim=1), grid)
-    return Features(unit, unit)
-
-
 def test_embeddings_align_volumes_far_apart_and_turned_by_a_right_angle() -> None:
     linear = rotation((0, 0, 90)) @ np.diag([1.1, 1.0, 0.95])
     truth = AffineTransform.about_center(linear, (0, 0, 0), (500, 0, -700))
     grids = head_grid(), head_grid((500, 0, -700), (40, 46, 54))
     fixed, moving = head_phantom(grids[0], AffineTransform()), head_phantom(grids[1], truth.inverse())
-    features = _embeddings(grids[0], AffineTransform()), _embeddings(grids[1], truth.inverse())
+    features = embeddings(grids[0], AffineTransform()), embeddings(grids[1], truth.inverse())
     found = align(fixed, moving, *features)
     assert found.method == "features"
     assert found.model == "affine"
@@ -67,7 +57,7 @@ class UprightEmbeddings:
     def extract(self, image: Image) -> Features:
         self.asked += 1
         if image.grid.isclose(self.fixed):
-            return _embeddings(image.grid, AffineTransform() if self.asked == 1 else self.off)
+            return embeddings(image.grid, AffineTransform() if self.asked == 1 else self.off)
         noise = torch.randn(1, 32, *image.grid.shape, generator=torch.Generator().manual_seed(3))
         unit = FeatureMap(functional.normalize(noise, dim=1), image.grid)
         return Features(unit, unit)
@@ -126,11 +116,11 @@ class EmbeddingsOfTheUpright:
 
     def extract(self, image: Image) -> Features:
         if image is self.fixed:
-            return _embeddings(image.grid, AffineTransform())
+            return embeddings(image.grid, AffineTransform())
         as_stored = AffineTransform(self.moving.voxel_to_world @ image.grid.world_to_voxel)
         to_body = self.moving_to_body.compose(as_stored)
         if image.grid.size == self.moving.size and turn_degrees(to_body) < 45:
-            return _embeddings(image.grid, to_body)
+            return embeddings(image.grid, to_body)
         noise = torch.randn(1, 32, *image.grid.shape, generator=torch.Generator().manual_seed(3))
         unit = FeatureMap(functional.normalize(noise, dim=1), image.grid)
         return Features(unit, unit)

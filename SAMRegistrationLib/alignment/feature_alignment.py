@@ -139,10 +139,14 @@ def core_weights(points: FloatArray, radius: float = CORE_RADIUS_MM) -> FloatArr
     return np.exp(-np.square(points[:, :2] - axis).sum(axis=1) / radius**2)
 
 
+def size_of(body: Image) -> float:
+    """Of a volume that is 1 inside a body and 0 elsewhere, in cubic mm."""
+    return float((body.data > 0.5).sum()) * body.grid.voxel_volume
+
+
 def body_grid(body: Image, spacing: float = GRID_MM, most: int = MOST_POINTS) -> np.ndarray:
     """World positions (n, 3) of a regular grid inside the body, wider spaced where that is too many."""
-    volume = float((body.data > 0.5).sum()) * body.grid.voxel_volume
-    spacing = max(spacing, (volume / most) ** (1 / 3))
+    spacing = max(spacing, (size_of(body) / most) ** (1 / 3))
     grid = body.grid.resampled(spacing)
     steps = [np.arange(n) for n in grid.size]
     points = grid.to_world(np.stack(np.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 3))

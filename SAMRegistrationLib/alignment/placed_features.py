@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch.nn import functional
 
 from ..features.base import FeatureMap, Features
 from ..grid import Grid
@@ -22,7 +22,6 @@ MOST_TURN_AND_STRETCH = 0.06
 """Largest entry of what a linear map does beyond moving: a turn by 3.4 degrees, or a stretch by 6 %."""
 
 _LIKE_SPACING = 0.05
-_SHORTEST = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +72,6 @@ def _read(features: FeatureMap, place: AffineTransform, grid: Grid) -> FeatureMa
     to_voxels = features.grid.world_to_voxel @ place.matrix @ grid.voxel_to_world
     for slab in slabs(grid.shape, data.device):
         positions = voxel_mesh(grid.shape, to_voxels, data.device, slab)
-        rows[slab] = _unit(sample_table(table, shape, positions.flatten(1).t())).view(*positions.shape[1:], -1)
+        vectors = sample_table(table, shape, positions.flatten(1).t())
+        rows[slab] = functional.normalize(vectors.float(), dim=1).view(*positions.shape[1:], -1)
     return FeatureMap(made, grid)
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    length = torch.linalg.vector_norm(vectors.float(), dim=1, keepdim=True).clamp_(min=_SHORTEST)
-    return vectors.div_(length.to(vectors.dtype))

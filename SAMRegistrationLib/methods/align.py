@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..alignment import Alignment, align, improved_on_same_body
+from ..alignment.feature_alignment import size_of
 from ..alignment.refinement import Model
 from ..alignment.volumes import PreparedImage
 from ..errors import InputError
@@ -71,6 +72,5 @@ def _of_like_size(problem: Problem) -> bool:
     """Whether neither volume shows much more of a body than the other, as where one is cropped."""
     masks = problem.fixed_mask, problem.moving_mask
     pair = zip((problem.fixed, problem.moving), masks, strict=True)
-    bodies = [PreparedImage.of(volume, mask).regions.body_image for volume, mask in pair]
-    sizes = [float((body.data > 0.5).sum()) * body.grid.voxel_volume for body in bodies]
+    sizes = [size_of(PreparedImage.of(volume, mask).regions.body_image) for volume, mask in pair]
     return min(sizes) >= MOSTLY_COMMON * max(sizes)

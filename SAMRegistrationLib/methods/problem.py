@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..alignment import PlacedFeatures
-from ..body import surroundings
+from ..body import looks_like_ct, surroundings
 from ..features.base import FeatureExtractor, FeatureMap, Features
+from ..features.scan_ends import shown_part
 from ..field import DisplacementField
 from ..grid import Grid
 from ..image import Image
@@ -179,6 +180,13 @@ class Problem:
         fixed = None if self.fixed_mask is None else self.fixed_mask[None, None].float()
         valid = self._aligned().valid
         return fixed, None if bool(valid.all()) else valid.float()
+
+    def shown_slices(self) -> tuple[int, int]:
+        """The first and the last slice of the fixed volume that show its body in full: all but of a masked CT."""
+        return cast("tuple[int, int]", self._once("fixed ends", self._shown_slices))
+
+    def _shown_slices(self) -> tuple[int, int]:
+        return shown_part(self.fixed.tensor()) if looks_like_ct(self.fixed) else (0, self.grid.shape[0] - 1)
 
     def near_bodies(self) -> Tensor:
         """1 where either volume shows its body or the air along its skin, the moving one under the initial map.

@@ -7,8 +7,6 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from ..body import looks_like_ct
-from ..features.scan_ends import shown_part
 from ..solvers.ops import upsample, warp
 from .problem import Problem, at_shape
 
@@ -42,6 +40,7 @@ def _product(*weights: Tensor | None) -> Tensor | None:
 
 
 def weight_at(voxel_weight: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """The weights at a shape over the working grid's box."""
     return None if voxel_weight is None else at_shape(voxel_weight, shape)
 
 
@@ -51,12 +50,9 @@ def without_made_up(fixed: Tensor, problem: Problem) -> Tensor:
     What an organ's contour left beyond it is embedded amid repeated slices, which tell a search where to look but
     are not true.
     """
-    if not looks_like_ct(problem.fixed):
+    depth, (first, last) = problem.grid.shape[0], problem.shown_slices()
+    if last - first + 1 == depth:
         return fixed
-    volume = problem.fixed.tensor()
-    first, last = shown_part(volume)
-    if last - first + 1 == volume.shape[2]:
-        return fixed
-    shown = fixed.new_zeros(1, 1, volume.shape[2], 1, 1)
+    shown = fixed.new_zeros(1, 1, depth, 1, 1)
     shown[:, :, first : last + 1] = 1
     return fixed * (at_shape(shown, (fixed.shape[2], 1, 1)) > 0.5)
